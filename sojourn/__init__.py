@@ -1,0 +1,21 @@
+"""Probabilistic programming for stochastic dynamics: plain NumPyro models, shared engines, ArviZ results."""
+
+from sojourn import datasets, distributions, models
+from sojourn.diagnostics import Section, check, relabel, report
+from sojourn.inference import BlockedGibbs, Variational, calibrate, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockedGibbs",
+    "Section",
+    "Variational",
+    "calibrate",
+    "check",
+    "datasets",
+    "distributions",
+    "fit",
+    "models",
+    "relabel",
+    "report",
+]

@@ -1,0 +1,83 @@
+"""Small tables that ship with the package."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["earthquakes", "old_faithful"]
+
+
+def _columns(name: str) -> dict[str, np.ndarray]:
+    with resources.files(__package__).joinpath("tables", f"{name}.csv").open(encoding="utf-8") as file:
+        header = file.readline().strip().split(",")
+        rows = np.loadtxt(file, delimiter=",")
+    return dict(zip(header, rows.T, strict=True))
+
+
+def earthquakes() -> xr.Dataset:
+    """Earthquakes of magnitude 7 or more in the world, a year, 1900 to 2006.
+
+    Returns:
+        ``count`` (107 integers) over ``time`` (the year).
+
+    Example:
+        >>> quakes = earthquakes()
+        >>> int(quakes["count"].sum()), int(quakes["time"][0])
+        (2072, 1900)
+    """
+    import xarray as xr
+
+    table = _columns("earthquakes")
+    return xr.Dataset(
+        {"count": ("time", table["count"].astype(int), {"long_name": "earthquakes of magnitude 7 or more"})},
+        coords={"time": ("time", table["year"].astype(int), {"long_name": "year"})},
+        attrs={
+            "source": (
+                "United States Geological Survey; as tabulated by W. Zucchini, I. L. MacDonald and R. Langrock, "
+                "Hidden Markov Models for Time Series, 2nd edition, 2016, table 1.1"
+            ),
+            "licence": "public domain (work of the United States government)",
+        },
+    )
+
+
+def old_faithful() -> xr.Dataset:
+    """Eruptions of the Old Faithful geyser, 1 to 15 August 1985, in order: 299 of them.
+
+    Durations noted at night as "short", "medium" or "long" stand as 2, 3 and 4 minutes.
+
+    Returns:
+        Over ``time`` (number of the eruption, from 1): ``duration`` (minutes), ``waiting`` (minutes from the
+        eruption before), and ``long`` (1 where the duration is at least 3 minutes, else 0), the form in which
+        the series is a binary one.
+
+    Example:
+        >>> geyser = old_faithful()
+        >>> geyser.sizes["time"], int(geyser["long"].sum())
+        (299, 194)
+    """
+    import xarray as xr
+
+    table = _columns("old_faithful")
+    duration = table["duration"]
+    return xr.Dataset(
+        {
+            "duration": ("time", duration, {"units": "min"}),
+            "waiting": ("time", table["waiting"].astype(int), {"units": "min"}),
+            "long": ("time", (duration >= 3).astype(int), {"long_name": "eruption of 3 minutes or more"}),
+        },
+        coords={"time": np.arange(1, len(duration) + 1)},
+        attrs={
+            "source": (
+                "A. Azzalini and A. W. Bowman, A look at some data on the Old Faithful geyser, "
+                "Applied Statistics 39:357-365, 1990; as table `geyser` of R's MASS"
+            ),
+            "licence": "facts; no licence is claimed on the table",
+        },
+    )

@@ -1,0 +1,8 @@
+"""Diagnostics of a fit, on ArviZ alone: the check, the report, relabelling, calibration."""
+
+from sojourn.diagnostics.calibration import Calibration
+from sojourn.diagnostics.check import Check, Finding, check
+from sojourn.diagnostics.labels import relabel
+from sojourn.diagnostics.report import Section, report
+
+__all__ = ["Calibration", "Check", "Finding", "Section", "check", "relabel", "report"]

@@ -1,0 +1,78 @@
+"""What can be said to be wrong with a model and its data before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sojourn._contract import Site, observed_sites, series_law
+
+__all__ = ["check_data", "check_gradient_engine", "check_latents"]
+
+
+def check_latents(trace: Mapping[str, Site]) -> None:
+    """Refuse a model with nothing to infer."""
+    if not latent_sites(trace):
+        raise ValueError("The model has no latent sample site: there is nothing to fit.")
+
+
+def latent_sites(trace: Mapping[str, Site]) -> dict[str, Site]:
+    return {n: s for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+
+
+def check_gradient_engine(trace: Mapping[str, Site], engine: str) -> None:
+    """Refuse discrete latent sites under an engine that follows gradients."""
+    for name, site in latent_sites(trace).items():
+        if site["fn"].support.is_discrete and site["infer"].get("enumerate") != "parallel":
+            raise ValueError(
+                f"Site '{name}' is discrete, and {engine} needs gradients: sum it out (the models of "
+                "sojourn.models do so with path=False), or sample it (engine=sojourn.inference.BlockedGibbs)."
+            )
+
+
+def check_data(trace: Mapping[str, Site]) -> None:
+    """Refuse observations that are NaN without a mask, or that the law at their site cannot produce."""
+    observed = observed_sites(trace)
+    if not observed:
+        raise ValueError("The model observes nothing: pass the data, and give it to a sample site as `obs`.")
+    for name, site in observed.items():
+        if isinstance(site["value"], jax.core.Tracer):
+            continue
+        value = np.asarray(site["value"])
+        if value.size == 0:
+            raise ValueError(f"The data at site '{name}' are empty (shape {value.shape}).")
+        if series_law(site, "predictive_log_prob") is None:
+            _check_nan(name, site, value)
+        fits = np.asarray(site["fn"].support(site["value"]))
+        seen = masked_out(site)
+        fits = fits if seen is None else fits | ~np.broadcast_to(np.asarray(seen), fits.shape)
+        if not fits.all():
+            where = tuple(int(i) for i in np.argwhere(~fits)[0])
+            law = type(series_law(site, "log_prob") or site["fn"]).__name__
+            at = f" (first at index {where if len(where) > 1 else where[0]})" if where else ""
+            raise ValueError(f"The data at site '{name}' lie outside the support of its law, {law}{at}.")
+
+
+def _check_nan(name: str, site: Site, value: np.ndarray) -> None:
+    if not np.issubdtype(value.dtype, np.floating):
+        return
+    bad = np.isnan(value)
+    seen = masked_out(site)
+    if seen is not None:
+        seen = np.asarray(seen)
+        bad &= np.broadcast_to(seen.reshape((*seen.shape, *(1,) * (value.ndim - seen.ndim))), bad.shape)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"The data at site '{name}' are NaN at index {where if len(where) > 1 else where[0]}, and nothing "
+            "declares them missing: wrap the site in numpyro.handlers.mask and put any number there."
+        )
+
+
+def masked_out(site: Site) -> Any:
+    """The array of ``numpyro.handlers.mask`` at a site (true where observed), or ``None``."""
+    mask = getattr(site["fn"], "_mask", None) if type(site["fn"]).__name__ == "MaskedDistribution" else None
+    return None if mask is None or mask is True or isinstance(mask, jax.core.Tracer) else mask

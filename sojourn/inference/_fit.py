@@ -1,0 +1,288 @@
+"""The front door: one function fits any NumPyro model with any engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.infer import MCMC, NUTS
+from numpyro.infer.hmc import HMC
+from numpyro.infer.mcmc import MCMCKernel
+
+from sojourn._contract import Site, marginal_form, observed_sites, trace_model
+from sojourn.diagnostics._arviz import container
+from sojourn.inference import _labels as labels
+from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
+from sojourn.inference._initial import init_to_hint
+from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
+from sojourn.inference._blocked_gibbs import BlockedGibbs
+from sojourn.inference._variational import Variational
+
+__all__ = ["ENGINES", "fit"]
+
+Engine = str | Variational | Callable[[Callable[..., Any]], MCMCKernel]
+
+
+def _nuts(model: Callable[..., Any]) -> NUTS:
+    return NUTS(model, init_strategy=init_to_hint())
+
+
+ENGINES: dict[str, Any] = {"nuts": _nuts, "svi": Variational(), "blocked_gibbs": BlockedGibbs}
+"""Engines by name."""
+
+_HMC_FIELDS = ("potential_energy", "energy", "num_steps", "accept_prob", "adapt_state.step_size", "diverging")
+_ARVIZ_NAMES = {
+    "potential_energy": "lp",
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+}
+
+
+def fit(
+    model: Callable[..., Any],
+    *args: Any,
+    engine: Engine = "nuts",
+    num_samples: int = 1000,
+    num_warmup: int = 1000,
+    num_chains: int = 4,
+    seed: int = 0,
+    progress_bar: bool = True,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Fit a NumPyro model to data.
+
+    Args:
+        model: any function with NumPyro primitives.
+        *args: its positional arguments, the data first. xarray and pandas objects are handed over as arrays
+            and give their coordinates to the result.
+        engine: ``"nuts"`` (No-U-Turn sampler), ``"svi"`` (variational inference; see
+            :class:`~sojourn.inference.Variational`), ``"blocked_gibbs"``
+            (:class:`~sojourn.inference.BlockedGibbs`), a configured ``Variational(...)``, or any callable
+            ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``.
+        num_samples: draws kept from each chain.
+        num_warmup: draws of adaptation before them (MCMC).
+        num_chains: chains (MCMC; variational draws are independent and make one chain).
+        seed: the same seed on the same machine gives the same draws.
+        progress_bar: show progress.
+        dims: names of the axes of a variable, where the model does not tell them.
+        coords: labels along named axes.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        ArviZ's container (``arviz.InferenceData`` on ArviZ 0.x, ``xarray.DataTree`` on 1.x) with groups
+
+        * ``posterior``: latent and deterministic sites;
+        * ``sample_stats``: statistics of the sampler under ArviZ's names, ``lp`` always among them; for
+          variational inference ``elbo`` (restart, step) and ``log_importance_ratio`` (log p - log q a draw);
+        * ``log_likelihood``: pointwise; for a series whose hidden path is integrated out these are the terms
+          log p(y_t | y_<t). NaN where nothing was observed;
+        * ``posterior_predictive``: replicated data, given the latent values of each draw;
+        * ``predictions``: for the same series one-step-ahead draws of y_t given y_<t;
+        * ``observed_data``, and ``constant_data`` for the other array arguments.
+
+        Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions.
+
+    Raises:
+        ValueError: an unknown engine; data that are empty, NaN without a mask, or outside the support of
+            their law; a discrete latent site under an engine that needs gradients; nothing to fit.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, sojourn as sj
+        >>> def coin(tosses):
+        ...     p = numpyro.sample("p", dist.Beta(1.0, 1.0))
+        ...     numpyro.sample("tosses", dist.Bernoulli(p), obs=tosses)
+        >>> result = sj.fit(coin, jnp.array([1, 0, 1, 1]), num_chains=2, num_warmup=200, num_samples=200,
+        ...                 progress_bar=False)
+        >>> result.posterior["p"].shape
+        (2, 200)
+    """
+    started = time.perf_counter()
+    engine_of, engine_name = _resolve(engine)
+    for what, value, least in (
+        ("num_samples", num_samples, 1),
+        ("num_warmup", num_warmup, 0),
+        ("num_chains", num_chains, 1),
+    ):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"`{what}` must be a whole number of at least {least}, not {value!r}.")
+    bare_args = tuple(labels.bare(a) for a in args)
+    bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
+    key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
+    trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
+    check_latents(trace)
+    check_data(trace)
+
+    if isinstance(engine_of, Variational):
+        check_gradient_engine(trace, "variational inference")
+        run = engine_of.run(
+            model, bare_args, bare_kwargs, num_samples=num_samples, key=key_run, progress_bar=progress_bar
+        )
+        draws, stats, attrs = run.draws, run.stats, run.attrs
+    else:
+        kernel = engine_of(model)
+        if not isinstance(kernel, MCMCKernel):
+            raise ValueError(f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}.")
+        if isinstance(kernel, HMC):
+            check_gradient_engine(trace, engine_name)
+        draws, stats = _run_mcmc(
+            kernel, bare_args, bare_kwargs, num_warmup, num_samples, num_chains, key_run, progress_bar
+        )
+        attrs = {"num_warmup": num_warmup}
+    seconds = time.perf_counter() - started
+
+    latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
+    evaluation = evaluate(model, bare_args, bare_kwargs, latents, key_predict)
+    stats.setdefault("lp", evaluation.log_joint)
+    attrs |= {
+        "engine": engine_name,
+        "seed": seed,
+        "seconds": seconds,
+        "seconds_total": time.perf_counter() - started,
+        "inference_library": "sojourn",
+        **{f"{lib}_version": version(lib) for lib in ("sojourn", "numpyro", "jax", "arviz")},
+    }
+    marginal = trace_model(model, bare_args, marginal_form(model, bare_kwargs), key=key_check)
+    observed = observed_sites(marginal)
+    shapes = {n: v.shape[2:] for n, v in draws.items()}
+    shapes |= {n: np.shape(site["value"]) for n, site in observed.items()}
+    names = labels.Labels(shapes, {**trace, **marginal}, dims, coords)
+    constant = _constant_data(names, labels.named_arrays(model, args, kwargs), observed)
+    groups = _groups(marginal, names, draws, stats, evaluation)
+    if constant:
+        groups["constant_data"] = names.dataset(constant, lead=())
+    return container(groups, attrs)
+
+
+def _resolve(engine: Engine) -> tuple[Any, str]:
+    if isinstance(engine, str):
+        if engine not in ENGINES:
+            raise ValueError(
+                f"There is no engine {engine!r}; the names are {', '.join(map(repr, ENGINES))}, and any callable "
+                "`model -> MCMCKernel` will do."
+            )
+        return ENGINES[engine], engine
+    if isinstance(engine, Variational):
+        return engine, "svi"
+    if not callable(engine):
+        raise ValueError(f"`engine` must be a name or a callable `model -> MCMCKernel`, not {engine!r}.")
+    base = getattr(engine, "func", engine)
+    name = getattr(base, "__name__", type(base).__name__)
+    return engine, "nuts" if name == "NUTS" else name
+
+
+def _run_mcmc(
+    kernel: MCMCKernel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+    key: jax.Array,
+    progress_bar: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    fields = _HMC_FIELDS if isinstance(kernel, HMC) else tuple(getattr(kernel, "stat_fields", ()))
+    mcmc = MCMC(
+        kernel,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        # On one device chains side by side cost less than one after the other.
+        chain_method="parallel" if 1 < num_chains <= jax.local_device_count() else "vectorized",
+        progress_bar=progress_bar,
+    )
+    mcmc.run(key, *args, extra_fields=fields, **kwargs)
+    draws = {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
+    extra = mcmc.get_extra_fields(group_by_chain=True)
+    stats = {_ARVIZ_NAMES.get(n, n): np.asarray(v) for n, v in extra.items()}
+    if "lp" in stats:
+        stats["lp"] = -stats["lp"]
+    if "n_steps" in stats:
+        stats["tree_depth"] = np.floor(np.log2(np.maximum(stats["n_steps"], 1))).astype(int) + 1
+        depth = getattr(kernel, "_max_tree_depth", None)
+        if depth is not None:
+            deepest = depth[1] if isinstance(depth, tuple) else depth
+            stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
+    return draws, stats
+
+
+def _groups(
+    trace: Mapping[str, Site],
+    names: labels.Labels,
+    draws: Mapping[str, np.ndarray],
+    stats: Mapping[str, np.ndarray],
+    evaluation: Evaluation,
+) -> dict[str, Any]:
+    observed = observed_sites(trace)
+    missing = {n: missing_entries(site) for n, site in observed.items()}
+
+    def hide(arrays: Mapping[str, np.ndarray], lead: int) -> dict[str, np.ndarray]:
+        """NaN where nothing was observed."""
+        result = {}
+        for name, array in arrays.items():
+            gap = missing[name]
+            if gap is not None:
+                gap = gap.reshape((*gap.shape, *(1,) * (array.ndim - lead - gap.ndim)))
+                array = np.where(np.broadcast_to(gap, array.shape), np.nan, array)
+            result[name] = array
+        return result
+
+    sample_stats = names.dataset({n: v for n, v in stats.items() if n != "elbo"})
+    if "elbo" in stats:
+        sample_stats = sample_stats.merge(names.dataset({"elbo": stats["elbo"]}, lead=("restart", "step")))
+    pointwise = {n: labels.log_likelihood_dims(site, names.dims[n]) for n, site in observed.items()}
+    groups = {
+        "posterior": names.dataset(draws),
+        "sample_stats": sample_stats,
+        "log_likelihood": names.dataset(hide(evaluation.log_likelihood, 2), dims=pointwise),
+        "posterior_predictive": names.dataset(hide(evaluation.replicated, 2)),
+        "observed_data": names.dataset(
+            hide({n: np.asarray(s["value"]) for n, s in observed.items()}, 0), lead=()
+        ),
+    }
+    if evaluation.one_step_ahead:
+        groups["predictions"] = names.dataset(hide(evaluation.one_step_ahead, 2))
+    return groups
+
+
+def _constant_data(
+    names: labels.Labels,
+    given: Mapping[str, Any],
+    observed: Mapping[str, Site],
+) -> Any:
+    """The array arguments that are not the observed data, and the coordinates that the arguments carry."""
+    constant: dict[str, np.ndarray] = {}
+    for name, array in given.items():
+        value = np.asarray(array)
+        twin = next((n for n, s in observed.items() if np.shape(s["value"]) == value.shape), None)
+        if twin is not None and name not in ("mask", "covariates"):
+            names.adopt(array, names.dims[twin])
+            continue
+        if name in observed or not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
+            continue
+        dims = list(getattr(array, "dims", ())) or _guess_dims(names, value.shape, observed)
+        names.dims[name] = names.fit(name, dims, value.shape)
+        names.adopt(array, names.dims[name])
+        constant[name] = value
+    return constant
+
+
+def _guess_dims(names: labels.Labels, shape: tuple[int, ...], observed: Mapping[str, Site]) -> list[str]:
+    """The axes of the data that an array shares, axis by axis from the left."""
+    for name in observed:
+        axes = list(zip(names.dims[name], np.shape(observed[name]["value"]), strict=True))
+        shared = []
+        for size in shape:
+            match = next((dim for dim, n in axes if n == size and dim not in shared), None)
+            if match is None:
+                break
+            shared.append(match)
+        if shared:
+            return [*shared, *(f"axis_{i}" for i in range(len(shared), len(shape)))]
+    return []

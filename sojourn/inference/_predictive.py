@@ -1,0 +1,91 @@
+"""One pass over the draws: pointwise log-likelihood, replicated data, one-step-ahead draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sojourn._contract import Site, marginal_form, observed_sites, series_law, trace_model
+from sojourn.inference._check_model import masked_out
+
+__all__ = ["Evaluation", "evaluate", "missing_entries"]
+
+_BATCH = 64  # draws evaluated side by side: beyond this memory grows and speed does not
+
+
+class Evaluation(NamedTuple):
+    """Arrays with leading axes (chain, draw), by observed site."""
+
+    log_joint: np.ndarray
+    log_likelihood: dict[str, np.ndarray]
+    replicated: dict[str, np.ndarray]
+    one_step_ahead: dict[str, np.ndarray]
+
+
+def evaluate(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    draws: Mapping[str, Any],
+    key: Array,
+) -> Evaluation:
+    """Run the model with every draw's latent values and ask the laws of its observed sites.
+
+    Where the hidden path can be integrated out (``path=``), it is: the terms are then log p(y_t | y_<t), and
+    the replicates come with a new path. Otherwise they are conditional on the latent values of the draw.
+
+    Args:
+        model, args, kwargs: as fitted.
+        draws: arrays with leading axes (chain, draw), by site.
+        key: random key of the replicates.
+    """
+    kwargs = marginal_form(model, kwargs)
+    first = next(iter(draws.values()))
+    lead = first.shape[:2]
+
+    def one(x):
+        values, key = x
+        key_trace, key_replicate, key_ahead = jax.random.split(key, 3)
+        trace = trace_model(model, args, kwargs, key=key_trace, values=values)
+        joint = sum(jnp.sum(site_log_prob(site)) for site in trace.values() if site["type"] == "sample")
+        pointwise, replicated, ahead = {}, {}, {}
+        for i, (name, site) in enumerate(observed_sites(trace).items()):
+            law = series_law(site, "predictive_log_prob")
+            pointwise[name] = site_log_prob(site) if law is None else law.predictive_log_prob(site["value"])
+            replicated[name] = site["fn"].sample(jax.random.fold_in(key_replicate, i))
+            law = series_law(site, "sample_one_step_ahead")
+            if law is not None:
+                ahead[name] = law.sample_one_step_ahead(jax.random.fold_in(key_ahead, i), site["value"])
+        return joint, pointwise, replicated, ahead
+
+    flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
+    keys = jax.random.split(key, lead[0] * lead[1])
+    results = jax.jit(lambda x: jax.lax.map(one, x, batch_size=_BATCH))((flat, keys))
+    return Evaluation(*jax.tree.map(lambda r: np.asarray(r).reshape((*lead, *r.shape[1:])), results))
+
+
+def site_log_prob(site: Site) -> Array:
+    """Log-density at a site, by entry of its batch, scaled as its plates ask."""
+    log_prob = site["fn"].log_prob(site["value"])
+    return log_prob if site["scale"] is None else site["scale"] * log_prob
+
+
+def missing_entries(site: Site) -> np.ndarray | None:
+    """Where an observed site holds no observation: booleans over its batch axes and, for a series, time."""
+    value = np.asarray(site["value"])
+    law = series_law(site, "predictive_log_prob")
+    event_ndim = site["fn"].event_dim - (law is not None)
+    missing = None
+    if np.issubdtype(value.dtype, np.floating):
+        missing = np.isnan(value).any(tuple(range(value.ndim - event_ndim, value.ndim)))
+    seen = getattr(law, "observed", None) if law is not None else masked_out(site)
+    if seen is not None:
+        shape = value.shape[: value.ndim - event_ndim]
+        unseen = ~np.broadcast_to(np.asarray(seen), shape)
+        missing = unseen if missing is None else missing | unseen
+    return missing if missing is not None and missing.any() else None

@@ -1,0 +1,257 @@
+"""Variational inference with restarts and a rule for when to stop."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
+from numpyro.infer.svi import SVIState
+from numpyro.optim import optax_to_numpyro
+from tqdm.auto import tqdm
+
+from sojourn._contract import trace_model
+from sojourn.inference._initial import init_to_hint
+
+__all__ = ["Variational"]
+
+_PHASES = (1.0, 0.25, 0.0625)  # step size in units of the first
+_PATIENCE = 2  # blocks without improvement that end a phase
+
+
+class _Run(NamedTuple):
+    draws: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    attrs: dict[str, Any]
+
+
+class Variational:
+    """Settings of the engine ``"svi"``: NumPyro's SVI, several restarts, and a convergence rule.
+
+    **When it stops.** The optimiser (Adam) runs in blocks of ``block_size`` steps at a constant step size. A
+    block counts as an improvement if its mean ELBO exceeds the best block so far by more than two standard
+    errors of the difference and by more than ``tolerance`` nats. After two blocks without one (in every
+    restart) the step size is divided by four; after the third step size the fit has converged. It is cut off
+    after ``max_steps``, and then says so. The restart with the best last block is kept.
+
+    **Whether it is right** is another matter: ``sj.check`` reports the PSIS k-hat of the importance ratios
+    (Yao, Vehtari, Simpson and Gelman 2018, *ICML*), which are stored for each draw.
+
+    Args:
+        guide: an ``AutoGuide`` class (or ``partial`` of one), an ``AutoGuide`` of the same model, or a guide
+            function with the model's arguments. The default, multivariate normal on the unconstrained space,
+            has d (d + 3) / 2 parameters for d latent values; beyond some hundreds pass ``AutoLowRankMultivariateNormal``
+            or ``AutoNormal``.
+        num_restarts: optimisations side by side from different starts. The first begins at the model's hints,
+            the others up to 2 away on the unconstrained scale (automatic guides; a guide function starts
+            from its own initial values under different random keys).
+        num_particles: draws of the guide for one estimate of the ELBO.
+        step_size: Adam's first step size.
+        block_size, max_steps, tolerance: of the rule above.
+
+    Example:
+        >>> import sojourn as sj
+        >>> from numpyro.infer.autoguide import AutoNormal
+        >>> from sojourn.models import hidden_markov
+        >>> quakes = sj.datasets.earthquakes()["count"]
+        >>> fit = sj.fit(hidden_markov.poisson, quakes, num_states=2, num_samples=500, progress_bar=False,
+        ...              engine=sj.Variational(guide=AutoNormal, num_restarts=2))
+        >>> fit.attrs["converged"], fit.posterior["rate"].shape
+        (1, (1, 500, 2))
+    """
+
+    def __init__(
+        self,
+        guide: Any = AutoMultivariateNormal,
+        *,
+        num_restarts: int = 4,
+        num_particles: int = 8,
+        step_size: float = 0.02,
+        block_size: int = 250,
+        max_steps: int = 20_000,
+        tolerance: float = 0.01,
+    ):
+        for name, value in (
+            ("num_restarts", num_restarts),
+            ("num_particles", num_particles),
+            ("block_size", block_size),
+            ("max_steps", max_steps),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` of Variational must be a positive integer, not {value!r}.")
+        if not step_size > 0 or tolerance < 0:
+            raise ValueError("`step_size` of Variational must be positive and `tolerance` not negative.")
+        self.guide = guide
+        self.num_restarts = num_restarts
+        self.num_particles = num_particles
+        self.step_size = step_size
+        self.block_size = block_size
+        self.max_steps = max_steps
+        self.tolerance = tolerance
+
+    def run(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        num_samples: int,
+        key: Array,
+        progress_bar: bool = True,
+    ) -> _Run:
+        """Optimise, then draw from the guide. Called by ``sj.fit``."""
+        guide, automatic = self._build(model)
+        optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=self.step_size)
+        svi = SVI(model, guide, optax_to_numpyro(optimiser), Trace_ELBO(num_particles=self.num_particles))
+        key_init, key_shift, key_draw = jax.random.split(key, 3)
+        states = self._start(svi, args, kwargs, key_init, key_shift, automatic)
+
+        @jax.jit
+        def block(states: SVIState, size: Array) -> tuple[SVIState, Array]:
+            states = _with_step_size(states, jnp.broadcast_to(size, (self.num_restarts,)))
+
+            def step(state, _):
+                return svi.stable_update(state, *args, **kwargs)
+
+            def many(state):
+                return jax.lax.scan(step, state, length=self.block_size)
+
+            return jax.vmap(many)(states)
+
+        states, losses, converged = self._optimise(block, states, progress_bar)
+        last = losses[:, -self.block_size :].mean(1)
+        if not np.isfinite(last).any():
+            raise RuntimeError(
+                "The ELBO is not finite in any restart: the model's density or its gradient is not finite near "
+                "the start. Lower `step_size`, check the priors, or hint a start with infer={'init': value}."
+            )
+        best = int(np.nanargmin(last))
+        params = svi.get_params(jax.tree.map(lambda x: x[best], states))
+        draws, ratios, joint = self._draw(model, guide, params, args, kwargs, num_samples, key_draw)
+        attrs = {
+            "converged": int(converged),
+            "num_steps": losses.shape[1],
+            "restart_kept": best,
+            "guide": type(guide).__name__ if automatic else getattr(guide, "__name__", "guide"),
+        }
+        return _Run(draws, {"lp": joint, "log_importance_ratio": ratios, "elbo": -losses}, attrs)
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def _build(self, model: Callable[..., Any]) -> tuple[Any, bool]:
+        base = self.guide
+        while isinstance(base, functools.partial):
+            base = base.func
+        if inspect.isclass(base) and issubclass(base, AutoGuide):
+            takes_start = "init_loc_fn" in inspect.signature(base).parameters
+            start = {"init_loc_fn": init_to_hint()} if takes_start else {}
+            given = self.guide.keywords if isinstance(self.guide, functools.partial) else {}
+            return self.guide(model, **{**start, **given}), True
+        if isinstance(self.guide, AutoGuide):
+            return self.guide, True
+        if not callable(self.guide):
+            raise ValueError(f"`guide` must be an AutoGuide or a function, not {self.guide!r}.")
+        return self.guide, False
+
+    def _start(self, svi, args, kwargs, key_init, key_shift, automatic) -> SVIState:
+        """States of all restarts, stacked."""
+        keys = jax.random.split(key_init, self.num_restarts)
+        # An automatic guide looks at the model once, outside any transformation, and starts everyone there.
+        states = [svi.init(keys[0], *args, **kwargs)]
+        for i in range(1, self.num_restarts):
+            if not automatic:
+                states.append(svi.init(keys[i], *args, **kwargs))
+                continue
+            params = svi.optim.get_params(states[0].optim_state)
+            key = jax.random.fold_in(key_shift, i)
+            moved = {n: _shift(n, v, jax.random.fold_in(key, j)) for j, (n, v) in enumerate(params.items())}
+            states.append(SVIState(svi.optim.init(moved), states[0].mutable_state, keys[i]))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def _optimise(self, block, states, progress_bar) -> tuple[SVIState, np.ndarray, bool]:
+        losses: list[np.ndarray] = []
+        total = -(-self.max_steps // self.block_size)
+        converged = False
+        best = np.full(self.num_restarts, np.inf)
+        error = np.zeros(self.num_restarts)
+        phase, idle = 0, 0
+        with tqdm(total=total * self.block_size, disable=not progress_bar, desc="svi") as bar:
+            try:
+                while len(losses) < total and not converged:
+                    states, loss = block(states, self.step_size * _PHASES[phase])
+                    loss = np.asarray(loss)
+                    losses.append(loss)
+                    mean, se = loss.mean(1), _standard_error(loss)
+                    gain = best - mean
+                    better = gain > np.maximum(self.tolerance, 2 * np.hypot(se, error))
+                    # A lucky block must not set the mark too high for later ones: the mark moves only on a real gain.
+                    best, error = np.where(better, mean, best), np.where(better, se, error)
+                    idle = 0 if better.any() else idle + 1
+                    if idle >= _PATIENCE:
+                        phase, idle = phase + 1, 0
+                        converged = phase == len(_PHASES)
+                    bar.update(self.block_size)
+                    bar.set_postfix_str(f"ELBO {-np.nanmin(mean):.2f}, step size {phase + 1} of {len(_PHASES)}")
+            except KeyboardInterrupt:
+                if not losses:
+                    raise
+        return states, np.concatenate(losses, 1), converged
+
+    def _draw(self, model, guide, params, args, kwargs, num_samples, key):
+        """Draws of the latent and deterministic sites, with log p - log q and log p."""
+
+        def one(key):
+            key_guide, key_model = jax.random.split(key)
+            guided = trace_model(guide, args, kwargs, key=key_guide, values=params)
+            latents = {
+                n: s["value"]
+                for n, s in guided.items()
+                if s["type"] == "sample" and not s["infer"].get("is_auxiliary", False)
+            }
+            modelled = trace_model(model, args, kwargs, key=key_model, values=latents)
+            log_q, log_p = _log_density(guided), _log_density(modelled)
+            kept = {
+                n: s["value"]
+                for n, s in modelled.items()
+                if s["type"] == "deterministic" or (s["type"] == "sample" and not s["is_observed"])
+            }
+            return kept, log_p - log_q, log_p
+
+        keys = jax.random.split(key, num_samples)
+        results = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=64))(keys)
+        return jax.tree.map(lambda x: np.asarray(x)[None], results)
+
+
+def _log_density(trace: Mapping[str, Any]) -> Array:
+    from sojourn.inference._predictive import site_log_prob
+
+    return sum(jnp.sum(site_log_prob(s)) for s in trace.values() if s["type"] == "sample")
+
+
+def _standard_error(loss: np.ndarray, batches: int = 10) -> np.ndarray:
+    """Of each row's mean, by means of ``batches`` stretches, since consecutive steps are correlated."""
+    size = max(loss.shape[1] // batches, 1)
+    means = loss[:, : size * (loss.shape[1] // size)].reshape(len(loss), -1, size).mean(-1)
+    return means.std(1, ddof=1) / np.sqrt(means.shape[1]) if means.shape[1] > 1 else np.zeros(len(loss))
+
+
+def _shift(name: str, value: Array, key: Array) -> Array:
+    """Another start for the location of an automatic guide; its other parameters stay."""
+    if not name.endswith("_loc"):
+        return value
+    return value + jax.random.uniform(key, jnp.shape(value), jnp.result_type(float), -2.0, 2.0)
+
+
+def _with_step_size(states: SVIState, size: Array) -> SVIState:
+    """NumPyro keeps (count, (params, optax state)); optax keeps the injected step size in that state."""
+    count, (params, inner) = states.optim_state
+    rates = {**inner.hyperparams, "learning_rate": size.astype(inner.hyperparams["learning_rate"].dtype)}
+    return states._replace(optim_state=(count, (params, inner._replace(hyperparams=rates))))

@@ -1,0 +1,193 @@
+"""Series as data of a model: their shape, scale and missing entries, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from sojourn.distributions._missing import is_missing
+
+__all__ = [
+    "Scale",
+    "check_categories",
+    "check_counts",
+    "check_covariates",
+    "check_mask",
+    "increasing",
+    "observed_steps",
+    "pad",
+    "read_series",
+]
+
+
+class Scale:
+    """Location and spread of the observed values: the unit of the default priors and the place to start."""
+
+    def __init__(self, y: Any, mask: Any, lengths: Any, event_ndim: int = 0):
+        if y is None or np.size(y) == 0:
+            self._values = None
+            self.mean = self.sd = jnp.ones(())
+            return
+        values = jnp.asarray(y, float)
+        seen = observed_steps(values, None if mask is None else jnp.asarray(mask, bool), lengths,
+                         values.shape[: values.ndim - event_ndim], event_ndim)
+        if seen is not None and seen.shape == values.shape[: values.ndim - event_ndim]:
+            values = jnp.where(seen.reshape((*seen.shape, *(1,) * event_ndim)), values, jnp.nan)
+        self._values = values.reshape((-1, *values.shape[values.ndim - event_ndim :]))
+        self.mean = jnp.nanmean(self._values, 0)
+        sd = jnp.nanstd(self._values, 0)
+        self.sd = jnp.where(sd > 0, sd, jnp.maximum(jnp.abs(self.mean), 1.0))
+        if event_ndim == 0:
+            positive = self.mean > 0
+            self.mean = jnp.where(positive | (self._values < 0).any(), self.mean, 0.5)
+
+    def spread(self, num_states: int) -> Array:
+        """``(num_states, ...)`` quantiles of the data, one in the middle of each equal share."""
+        levels = (jnp.arange(num_states) + 0.5) / num_states
+        if self._values is None:
+            return levels + 0.5
+        return jnp.nanquantile(self._values, levels, 0)
+
+
+def increasing(start: Array) -> Array:
+    """Break ties, so that the values can start a sorted vector."""
+    step = 0.02 * (1.0 + jnp.abs(start).max())
+    return start + step * jnp.arange(len(start))
+
+
+def read_series(
+    y: Any, event: int, num_steps: int | None, num_series: int | None, name: str
+) -> tuple[Array | None, tuple[int, ...]]:
+    """The data as an array, and ``(T,)`` or ``(N, T)``."""
+    if y is None:
+        if num_steps is None or num_steps < 1:
+            raise ValueError("To simulate, `num_steps` must be a positive number of steps.")
+        return None, (num_steps,) if num_series is None else (num_series, num_steps)
+    y = jnp.asarray(y)
+    shape = y.shape[: y.ndim - event]
+    if len(shape) not in (1, 2):
+        one = ", ..." if event else ""
+        raise ValueError(f"`{name}` has shape {y.shape}; a series is (T{one}) and several are (N, T{one}).")
+    if 0 in y.shape:
+        raise ValueError(f"`{name}` is empty (shape {y.shape}); a series needs at least one observation.")
+    return y, shape
+
+
+def check_mask(y: Array | None, mask: Any, shape: tuple[int, ...], event: int, name: str) -> Array | None:
+    if y is not None and not isinstance(y, jax.core.Tracer):
+        infinite = np.isinf(np.asarray(y, float))
+        if infinite.any():
+            where = tuple(int(i) for i in np.argwhere(infinite)[0])
+            raise ValueError(f"`{name}` is infinite at {_at(where)}; mark what was not observed by NaN.")
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask, bool)
+    if mask.shape != shape:
+        raise ValueError(f"`mask` has shape {mask.shape}; the series need {shape}.")
+    missing = None if y is None else is_missing(y, event)
+    if missing is not None and not isinstance(missing, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
+        undeclared = np.asarray(missing & mask)
+        if undeclared.any():
+            where = tuple(int(i) for i in np.argwhere(undeclared)[0])
+            raise ValueError(
+                f"`{name}` is NaN at {_at(where)}, where `mask` says that it was observed; "
+                "mask it, or leave the mask out and let NaN mean missing."
+            )
+    return mask
+
+
+def check_covariates(covariates: Any, shape: tuple[int, ...]) -> Array | None:
+    if covariates is None:
+        return None
+    covariates = jnp.asarray(covariates, float)
+    if covariates.ndim < 2 or covariates.shape[:-1] not in (shape, shape[-1:]):
+        wanted = f"({', '.join(map(str, shape))}, P)"
+        raise ValueError(f"`covariates` has shape {covariates.shape}; the series need {wanted}.")
+    if not isinstance(covariates, jax.core.Tracer) and not np.isfinite(np.asarray(covariates)).all():
+        raise ValueError("`covariates` has an entry that is not finite; covariates cannot be missing.")
+    return covariates
+
+
+def observed_steps(y: Array | None, mask: Any, lengths: Any, shape: tuple[int, ...], event: int) -> Array | None:
+    """Booleans of the shape of the series: what was observed; ``None`` for everything."""
+    seen = None if mask is None else jnp.asarray(mask, bool)
+    missing = None if y is None else is_missing(y, event)
+    if missing is not None:
+        seen = ~missing if seen is None else seen & ~missing
+    if lengths is not None and len(shape) == 2:
+        inside = jnp.arange(shape[-1]) < jnp.asarray(lengths)[:, None]
+        seen = inside if seen is None else seen & inside
+    return seen
+
+
+def _seen_values(y: Any, mask: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Concrete values and where they were observed; ``None`` inside a compiled function."""
+    if y is None or any(isinstance(x, jax.core.Tracer) for x in (y, mask, lengths)):
+        return None
+    values = np.asarray(y, float)
+    seen = ~np.isnan(values)
+    if mask is not None and np.shape(mask) == values.shape:
+        seen &= np.asarray(mask, bool)
+    if lengths is not None and values.ndim == 2:
+        seen &= np.arange(values.shape[1]) < np.asarray(lengths)[:, None]
+    return values, seen
+
+
+def check_counts(counts: Any, mask: Any, lengths: Any) -> None:
+    found = _seen_values(counts, mask, lengths)
+    if found is None:
+        return
+    values, seen = found
+    bad = seen & ((values < 0) | (values != np.round(values)))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"Counts are non-negative integers; at {_at(where)} stands {values[where]:g}.")
+
+
+def check_categories(y: Any, num_categories: int, mask: Any, lengths: Any) -> None:
+    if num_categories < 2:
+        raise ValueError(f"`num_categories` must be at least two, not {num_categories}.")
+    found = _seen_values(y, mask, lengths)
+    if found is None:
+        return
+    values, seen = found
+    bad = seen & ((values < 0) | (values >= num_categories) | (values != np.round(values)))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"Categories are integers from 0 to {num_categories - 1}; at {_at(where)} stands {values[where]:g}."
+        )
+
+
+def _at(where: tuple[int, ...]) -> str:
+    return f"index {where[0]}" if len(where) == 1 else f"index {where}"
+
+
+def pad(series: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack series of unequal lengths.
+
+    Args:
+        series: arrays ``(T_n, ...)``.
+
+    Returns:
+        ``(N, max T_n, ...)`` array padded with its own type's zero (never looked at), and ``(N,)`` lengths.
+
+    Example:
+        >>> stacked, lengths = pad([[1, 2, 3], [4]])
+        >>> stacked.tolist(), lengths.tolist()
+        ([[1, 2, 3], [4, 0, 0]], [3, 1])
+    """
+    arrays = [np.asarray(s) for s in series]
+    if not arrays or any(len(a) == 0 for a in arrays):
+        raise ValueError("`pad` needs at least one series, and at least one observation in each.")
+    lengths = np.array([len(a) for a in arrays])
+    stacked = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), np.result_type(*arrays))
+    for row, a in zip(stacked, arrays, strict=True):
+        row[: len(a)] = a
+    return stacked, lengths

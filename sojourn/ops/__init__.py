@@ -1,0 +1,1 @@
+"""Pure JAX numerics: recursions, transforms and samplers that know nothing of NumPyro."""
