@@ -46,7 +46,8 @@ def check_data(trace: Mapping[str, Site]) -> None:
             raise ValueError(f"The data at site '{name}' are empty (shape {value.shape}).")
         if series_law(site, "predictive_log_prob") is None:
             _check_nan(name, site, value)
-        fits = np.asarray(site["fn"].support(site["value"]))
+        support = site["fn"].support
+        fits = np.asarray(jax.jit(lambda x, support=support: support(x))(site["value"]))
         seen = masked_out(site)
         fits = fits if seen is None else fits | ~np.broadcast_to(np.asarray(seen), fits.shape)
         if not fits.all():

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.gibbs import Gibbs
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 
@@ -193,8 +194,7 @@ def _run_mcmc(
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
-        # On one device chains side by side cost less than one after the other.
-        chain_method="parallel" if 1 < num_chains <= jax.local_device_count() else "vectorized",
+        chain_method=_chain_method(kernel, num_chains),
         progress_bar=progress_bar,
     )
     mcmc.run(key, *args, extra_fields=fields, **kwargs)
@@ -210,6 +210,15 @@ def _run_mcmc(
             deepest = depth[1] if isinstance(depth, tuple) else depth
             stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
     return draws, stats
+
+
+def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
+    if num_chains == 1:
+        return "sequential"
+    if num_chains <= jax.local_device_count():
+        return "parallel"
+    # On one device NumPyro compiles anew for each chain of a sequence; side by side they compile once.
+    return "sequential" if isinstance(kernel, Gibbs) else "vectorized"
 
 
 def _groups(

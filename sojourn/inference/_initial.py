@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_uniform
 
@@ -25,10 +26,16 @@ def init_to_hint(site: dict[str, Any] | None = None, *, radius: float = 0.5) -> 
     if site["type"] != "sample" or site["is_observed"] or site["infer"].get("init") is None:
         return init_to_uniform(site, radius=2.0)
     transform = biject_to(site["fn"].support)
-    value = jnp.broadcast_to(site["infer"]["init"], site["fn"].shape())
-    position = transform.inv(value)
+    hint = site["infer"]["init"]
+    numeric = jnp if isinstance(hint, jax.Array) else np
+    hint = numeric.broadcast_to(hint, site["fn"].shape())
     key = site["kwargs"].get("rng_key")
     if key is None:
-        return value
-    shift = jax.random.uniform(key, position.shape, position.dtype, -radius, radius)
-    return transform(position + shift)
+        return jnp.asarray(hint)
+
+    @jax.jit  # one compilation in place of one for each operation of the transform
+    def near(value, key):
+        position = transform.inv(value)
+        return transform(position + jax.random.uniform(key, position.shape, position.dtype, -radius, radius))
+
+    return near(jnp.asarray(hint, float), key)

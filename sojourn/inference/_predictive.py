@@ -13,9 +13,9 @@ from jax import Array
 from sojourn._contract import Site, marginal_form, observed_sites, series_law, trace_model
 from sojourn.inference._check_model import masked_out
 
-__all__ = ["Evaluation", "evaluate", "missing_entries"]
+__all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "site_log_prob"]
 
-_BATCH = 64  # draws evaluated side by side: beyond this memory grows and speed does not
+_BATCH = 64  # draws evaluated side by side, at most: beyond this memory grows and speed does not
 
 
 class Evaluation(NamedTuple):
@@ -65,8 +65,16 @@ def evaluate(
 
     flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
     keys = jax.random.split(key, lead[0] * lead[1])
-    results = jax.jit(lambda x: jax.lax.map(one, x, batch_size=_BATCH))((flat, keys))
+    results = in_batches(one, (flat, keys))
     return Evaluation(*jax.tree.map(lambda r: np.asarray(r).reshape((*lead, *r.shape[1:])), results))
+
+
+def in_batches(fn: Callable[[Any], Any], xs: Any) -> Any:
+    """``fn`` over the leading axis of every array in ``xs``, compiled, some entries side by side."""
+    total = len(jax.tree.leaves(xs)[0])
+    # A divisor: a remainder would be compiled as a second program.
+    size = max(n for n in range(1, min(_BATCH, total) + 1) if total % n == 0)
+    return jax.jit(lambda xs: jax.lax.map(fn, xs, batch_size=size))(xs)
 
 
 def site_log_prob(site: Site) -> Array:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from sojourn._contract import trace_model
 from sojourn.inference._initial import init_to_hint
+from sojourn.inference._predictive import in_batches, site_log_prob
 
 __all__ = ["Variational"]
 
@@ -226,13 +227,10 @@ class Variational:
             return kept, log_p - log_q, log_p
 
         keys = jax.random.split(key, num_samples)
-        results = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=64))(keys)
-        return jax.tree.map(lambda x: np.asarray(x)[None], results)
+        return jax.tree.map(lambda x: np.asarray(x)[None], in_batches(one, keys))
 
 
 def _log_density(trace: Mapping[str, Any]) -> Array:
-    from sojourn.inference._predictive import site_log_prob
-
     return sum(jnp.sum(site_log_prob(s)) for s in trace.values() if s["type"] == "sample")
 
 

@@ -27,38 +27,49 @@ __all__ = [
 
 
 class Scale:
-    """Location and spread of the observed values: the unit of the default priors and the place to start."""
+    """Location and spread of the observed values: the unit of the default priors and the place to start.
+
+    Plain NumPy where the data are at hand: eager JAX would compile every line of it.
+    """
 
     def __init__(self, y: Any, mask: Any, lengths: Any, event_ndim: int = 0):
+        self._np = np if all(_concrete(x) for x in (y, mask, lengths)) else jnp
+        self._values = None
+        self.mean = self.sd = np.ones(())
         if y is None or np.size(y) == 0:
-            self._values = None
-            self.mean = self.sd = jnp.ones(())
             return
-        values = jnp.asarray(y, float)
-        seen = observed_steps(values, None if mask is None else jnp.asarray(mask, bool), lengths,
-                         values.shape[: values.ndim - event_ndim], event_ndim)
-        if seen is not None and seen.shape == values.shape[: values.ndim - event_ndim]:
-            values = jnp.where(seen.reshape((*seen.shape, *(1,) * event_ndim)), values, jnp.nan)
-        self._values = values.reshape((-1, *values.shape[values.ndim - event_ndim :]))
-        self.mean = jnp.nanmean(self._values, 0)
-        sd = jnp.nanstd(self._values, 0)
-        self.sd = jnp.where(sd > 0, sd, jnp.maximum(jnp.abs(self.mean), 1.0))
-        if event_ndim == 0:
-            positive = self.mean > 0
-            self.mean = jnp.where(positive | (self._values < 0).any(), self.mean, 0.5)
+        values = self._np.asarray(y, float)
+        lead = values.shape[: values.ndim - event_ndim]
+        seen = self._np.ones(lead, bool)
+        if mask is not None and np.shape(mask) == lead:
+            seen = seen & self._np.asarray(mask, bool)
+        if lengths is not None and len(lead) == 2:
+            seen = seen & (np.arange(lead[1]) < self._np.asarray(lengths)[:, None])
+        seen = seen.reshape((*lead, *(1,) * event_ndim)) & ~self._np.isnan(values)
+        self._values = self._np.where(seen, values, np.nan).reshape((-1, *values.shape[len(lead) :]))
+        count = self._np.maximum(seen.sum(tuple(range(len(lead)))), 1)
+        total = self._np.where(seen, values, 0.0)
+        axes = tuple(range(len(lead)))
+        self.mean = total.sum(axes) / count
+        sd = self._np.sqrt((self._np.where(seen, values - self.mean, 0.0) ** 2).sum(axes) / count)
+        self.sd = self._np.where(sd > 0, sd, self._np.maximum(self._np.abs(self.mean), 1.0))
 
-    def spread(self, num_states: int) -> Array:
+    def spread(self, num_states: int) -> Any:
         """``(num_states, ...)`` quantiles of the data, one in the middle of each equal share."""
-        levels = (jnp.arange(num_states) + 0.5) / num_states
+        levels = (np.arange(num_states) + 0.5) / num_states
         if self._values is None:
             return levels + 0.5
-        return jnp.nanquantile(self._values, levels, 0)
+        return self._np.nan_to_num(self._np.nanquantile(self._values, levels, 0))
 
 
-def increasing(start: Array) -> Array:
+def _concrete(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def increasing(start: Any) -> Any:
     """Break ties, so that the values can start a sorted vector."""
-    step = 0.02 * (1.0 + jnp.abs(start).max())
-    return start + step * jnp.arange(len(start))
+    step = 0.02 * (1.0 + abs(start).max())
+    return start + step * np.arange(len(start))
 
 
 def read_series(

@@ -153,7 +153,7 @@ def model(
         raise ValueError(f"{what} needs at least two states; `num_states` is 1.")
     given = emission(num_states)
     by_state = _as_function(given, num_states, path)
-    all_states = by_state(jnp.arange(num_states))
+    all_states = by_state(np.arange(num_states))
     if all_states.batch_shape == ():
         all_states = all_states.expand((num_states,))
     event = len(all_states.event_shape)
@@ -253,8 +253,8 @@ def _chain(
     if concentration <= 0 or stickiness < 0:
         raise ValueError("`concentration` must be positive and `stickiness` not negative.")
     if num_states == 1:
-        return jnp.ones(1), jnp.ones((1, 1))
-    stay = jnp.eye(num_states)
+        return np.ones(1), np.ones((1, 1))
+    stay = np.eye(num_states)
     if covariates is None:
         start_at = 0.7 * stay + 0.3 / num_states
         with numpyro.plate("state", num_states):
@@ -269,7 +269,7 @@ def _chain(
         initial = "stationary" if covariates is None else "free"
     if isinstance(initial, str):
         if initial == "free":
-            ones = jnp.ones(num_states)
+            ones = np.ones(num_states)
             infer = {"event_dims": ["state"], "init": ones / num_states}
             return numpyro.sample("initial", dist.Dirichlet(ones), infer=infer), transition
         if initial != "stationary":
@@ -333,11 +333,11 @@ def poisson(
     """
     check_counts(counts, chain.get("mask"), chain.get("lengths"))
     scale = Scale(counts, chain.get("mask"), chain.get("lengths"))
-    prior = dist.LogNormal(jnp.log(scale.mean), 1.0) if rate_prior is None else rate_prior
+    prior = dist.LogNormal(_log(scale.mean), 1.0) if rate_prior is None else rate_prior
 
     def emission(num_states: int) -> Emission:
-        start = jnp.maximum(scale.spread(num_states), 0.1 * scale.mean)
-        rate = _per_state("rate", prior, num_states, ordered, increasing(start))
+        start = increasing(scale.spread(num_states) + 0.1 * scale.mean)
+        rate = _per_state("rate", prior, num_states, ordered, start)
         return lambda state: dist.Poisson(rate[state])
 
     return model(counts, emission, num_states=num_states, **chain)
@@ -374,11 +374,11 @@ def normal(
     """
     scale = Scale(y, chain.get("mask"), chain.get("lengths"))
     loc_prior = dist.Normal(scale.mean, 2 * scale.sd) if loc_prior is None else loc_prior
-    scale_prior = dist.LogNormal(jnp.log(scale.sd) - 0.5, 1.0) if scale_prior is None else scale_prior
+    scale_prior = dist.LogNormal(_log(scale.sd) - 0.5, 1.0) if scale_prior is None else scale_prior
 
     def emission(num_states: int) -> Emission:
         loc = _per_state("loc", loc_prior, num_states, ordered, increasing(scale.spread(num_states)))
-        start = jnp.broadcast_to(scale.sd / num_states, (num_states,))
+        start = scale.sd / num_states * np.ones(num_states)
         sd = _per_state("scale", scale_prior, num_states, False, start)
         return lambda state: dist.Normal(loc[state], sd[state])
 
@@ -424,18 +424,18 @@ def multivariate_normal(
             raise ValueError(f"The series has shape {jnp.shape(y)}; vectors need (T, D) or (N, T, D).")
         dimension = jnp.shape(y)[-1]
     scale = Scale(y, chain.get("mask"), chain.get("lengths"), event_ndim=1)
-    ones = jnp.ones(dimension)
+    ones = np.ones(dimension)
     if loc_prior is None:
         loc_prior = dist.Normal(scale.mean * ones, 2 * scale.sd * ones).to_event(1)
     if scale_prior is None:
-        scale_prior = dist.LogNormal(jnp.log(scale.sd * ones) - 0.5, 1.0).to_event(1)
+        scale_prior = dist.LogNormal(_log(scale.sd * ones) - 0.5, 1.0).to_event(1)
 
     def emission(num_states: int) -> Emission:
         named = {"event_dims": ["dimension"]}
-        start = scale.spread(num_states) * jnp.ones((num_states, dimension))
+        start = scale.spread(num_states) * np.ones((num_states, dimension))
         with numpyro.plate("state", num_states):
             loc = numpyro.sample("loc", loc_prior, infer={**named, "init": start})
-            sd = numpyro.sample("scale", scale_prior, infer={**named, "init": scale.sd * jnp.ones_like(start)})
+            sd = numpyro.sample("scale", scale_prior, infer={**named, "init": scale.sd * np.ones((num_states, dimension))})
             if dimension > 1:
                 factor = numpyro.sample(
                     "correlation_cholesky",
@@ -481,16 +481,22 @@ def categorical(
     check_categories(y, num_categories, chain.get("mask"), chain.get("lengths"))
 
     def emission(num_states: int) -> Emission:
-        likely = jax.nn.one_hot(jnp.arange(num_states) % num_categories, num_categories)
+        likely = np.eye(num_categories)[np.arange(num_states) % num_categories]
         with numpyro.plate("state", num_states):
             probs = numpyro.sample(
                 "probs",
-                dist.Dirichlet(jnp.full(num_categories, emission_concentration)),
+                dist.Dirichlet(np.full(num_categories, emission_concentration, float)),
                 infer={"event_dims": ["category"], "init": 0.8 * likely + 0.2 / num_categories},
             )
         return lambda state: dist.Categorical(probs=probs[state])
 
     return model(y, emission, num_states=num_states, **chain)
+
+
+def _log(x: Any) -> Any:
+    """Logarithm of a positive scale (one half where counts are all zero), without compiling for plain data."""
+    numeric = jnp if isinstance(x, jax.core.Tracer) else np
+    return numeric.log(numeric.where(x > 0, x, 0.5))
 
 
 def _per_state(

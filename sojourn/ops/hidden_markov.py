@@ -524,10 +524,16 @@ def stationary(transition: ArrayLike) -> Array:
         >>> stationary(jnp.array([[0.9, 0.1], [0.2, 0.8]])).round(4).tolist()
         [0.6667, 0.3333]
     """
-    transition = jnp.asarray(transition)
+    return _stationary(jnp.asarray(transition))
+
+
+# Compiled as one piece even when called eagerly, as NumPyro does when it looks at a model for the first time.
+@jax.jit
+def _stationary(transition: Array) -> Array:
     states = transition.shape[-1]
     if states == 1:
         return jnp.ones_like(transition[..., 0])
     system = jnp.eye(states) - transition + 1.0
     ones = jnp.ones((*transition.shape[:-1], 1), transition.dtype)
-    return jnp.linalg.solve(jnp.swapaxes(system, -1, -2), ones)[..., 0]
+    law = jnp.maximum(jnp.linalg.solve(jnp.swapaxes(system, -1, -2), ones)[..., 0], 0.0)
+    return law / law.sum(-1, keepdims=True)

@@ -113,6 +113,14 @@ def test_a_draw_that_is_not_finite_fails_and_spoils_nothing_else(make_fit, chain
     assert found["rhat"].ok
 
 
+def test_infinite_values_count_as_very_large_ones(make_fit, chains):
+    x = chains(8, size=1)
+    infinite, large = np.where(x > 0.5, np.inf, x), np.where(x > 0.5, 1e9, x)
+    values = [named(check(make_fit({"x": array}))) for array in (infinite, large)]
+    assert values[0]["rhat"].value == pytest.approx(values[1]["rhat"].value, abs=1e-12)
+    assert values[0]["ess_tail"].value == pytest.approx(values[1]["ess_tail"].value, rel=1e-9)
+
+
 def test_sampler_statistics(make_fit, chains):
     rng = np.random.default_rng(0)
     diverging = np.zeros((4, 500), dtype=bool)

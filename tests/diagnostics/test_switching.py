@@ -51,3 +51,10 @@ def test_a_cycle_of_three_labels_is_seen(chains):
 def test_labels_that_nothing_tells_apart_have_not_switched():
     same = np.zeros((2, 50, 2))
     assert detect(states(same, same), "state", None).fraction == 0.0
+
+
+def test_chain_means_that_differ_by_chance_have_not_switched(chains):
+    # Two states with the same law: the better order of a chain's means is a matter of chance, in every chain.
+    for seed in range(30):
+        location = chains(seed, draws=200, size=2, rho=0.9)
+        assert detect(states(location, np.zeros_like(location)), "state", None).fraction < 0.01
