@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Each builds the environment first if need be.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-slow lint format types bench clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m sojourn.cli demo
+
+test: $(VENV)/.installed lint types
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/.installed
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.bench
+	$(RUN) benchmarks/hidden_markov.py
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) reports build dist .pytest_cache .ruff_cache .mypy_cache
