@@ -262,12 +262,19 @@ def _parameter_plots(fit: Any, chosen: xr.Dataset, attrs: Mapping[str, Any]) -> 
         caption = f"{_arviz.RANK_CAPTION[_arviz.generation()]}{_left_out(left_out)}"
         parts.append(("Ranks", figure_html(figure, caption)))
     if shown.data_vars:
-        figure = _arviz.plot_forest(_arviz.container({"posterior": shown}), width=_figures.WIDTH)
         caption = (
-            "Central values with a thick and a thin interval for each scalar, all chains together. Compare "
-            "the entries of one variable with each other; different variables may have different units."
+            "Central values with a thick and a thin interval for each scalar, all chains together. Each "
+            "variable has a scale of its own."
         )
-        parts.append(("Intervals", figure_html(figure, caption + _left_out(left_out))))
+        names = [str(name) for name in shown.data_vars]
+        figures = [
+            figure_html(
+                _arviz.plot_forest(_arviz.container({"posterior": shown[[name]]}), width=_figures.WIDTH),
+                caption + _left_out(left_out) if name == names[-1] else "",
+            )
+            for name in names
+        ]
+        parts.append(("Intervals", "".join(figures)))
     return parts
 
 
@@ -296,7 +303,21 @@ def _predictive(fit: Any) -> list[tuple[str, str]]:
                 "observed one dark. The dark line should look like one of the light ones."
             )
             bodies.append(figure_html(_figures.distribution(array, truth), caption))
-    return [("Posterior predictive", "".join(bodies))] if bodies else []
+    parts = [("Posterior predictive", "".join(bodies))] if bodies else []
+    ahead = _arviz.group(fit, "predictions")
+    if ahead is not None and observed is not None:
+        fans = []
+        for name, array in ahead.data_vars.items():
+            if "time" in array.dims and array.dtype.kind in "fiub" and name in observed:
+                figure, left_out = _figures.fan(array, observed[name])
+                caption = (
+                    f"What the model predicts for each {name} from those before it: the bands follow the "
+                    "series, one step late."
+                )
+                fans.append(figure_html(figure, caption + _left_out(left_out, "series")))
+        if fans:
+            parts.append(("One step ahead", "".join(fans)))
+    return parts
 
 
 def _calibration(fit: Any) -> list[tuple[str, str]]:

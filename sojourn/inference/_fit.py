@@ -23,7 +23,7 @@ from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
 from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._variational import Variational
 
-__all__ = ["ENGINES", "fit"]
+__all__ = ["ENGINES", "Engine", "fit", "resolve_engine"]
 
 Engine = str | Variational | Callable[[Callable[..., Any]], MCMCKernel]
 
@@ -105,7 +105,7 @@ def fit(
         (2, 200)
     """
     started = time.perf_counter()
-    engine_of, engine_name = _resolve(engine)
+    engine_of, engine_name = resolve_engine(engine)
     for what, value, least in (
         ("num_samples", num_samples, 1),
         ("num_warmup", num_warmup, 0),
@@ -161,7 +161,7 @@ def fit(
     return container(groups, attrs)
 
 
-def _resolve(engine: Engine) -> tuple[Any, str]:
+def resolve_engine(engine: Engine) -> tuple[Any, str]:
     if isinstance(engine, str):
         if engine not in ENGINES:
             raise ValueError(
