@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 import sojourn as sj
 from sojourn.diagnostics import _arviz
@@ -60,7 +61,9 @@ def _earthquakes(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     data = sj.datasets.earthquakes()
     counts = data["count"]
-    print(f"{counts.attrs['long_name'].capitalize()}, {counts.sizes['time']} years. Source: {data.attrs['source']}.")
+    print(
+        f"{counts.attrs['long_name'].capitalize()}, {counts.sizes['time']} years. Source: {data.attrs['source']}."
+    )
     models = {n: partial(hidden_markov.poisson, num_states=n, name="count") for n in (1, 2, 3, 4)}
     settings = {"num_warmup": options.num_warmup, "num_samples": options.num_samples, "seed": options.seed}
     fits = {}
@@ -105,10 +108,8 @@ def _earthquakes(options: argparse.Namespace) -> None:
         states = hidden_markov.decode(fit, model, counts)
         future = hidden_markov.forecast(fit, model, counts, horizon=10, seed=options.seed)
         ahead = future["count"].quantile([0.05, 0.5, 0.95], ("chain", "draw"))
-        table = ahead.to_pandas().T.astype(int)
-        table.index = future["time"].values
-        table.columns = ["5 %", "median", "95 %"]
-        table.index.name = "year"
+        years = pd.Index(future["time"].values, name="year")
+        table = pd.DataFrame(ahead.values.T.astype(int), years, ["5 %", "median", "95 %"])
         sections += [
             sj.Section(
                 "Which regime, when?",
@@ -145,8 +146,6 @@ def _khat(fit) -> float:
 
 
 def _side_by_side(nuts, svi):
-    import pandas as pd
-
     columns = {}
     for label, fit in (("NUTS", nuts), ("SVI", svi)):
         draws = _arviz.group(fit, "posterior").stack(all_draws=("chain", "draw"))

@@ -92,7 +92,7 @@ class HiddenMarkov(dist.Distribution):
     ):
         self.initial = jnp.asarray(initial)
         self.transition = jnp.asarray(transition)
-        self.emission = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
+        self.emission: Any = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
         self._mask = None if mask is None else jnp.asarray(mask, bool)
         self._lengths = None if lengths is None else jnp.asarray(lengths)
         self.log_space = log_space
@@ -104,10 +104,8 @@ class HiddenMarkov(dist.Distribution):
             parts.append(self._mask.shape[:-1])
         if self._lengths is not None:
             parts.append(self._lengths.shape)
-        event = () if self._is_raw else self.emission.event_shape
-        super().__init__(
-            jnp.broadcast_shapes(*parts), (self.num_steps, *event), validate_args=validate_args
-        )
+        event = getattr(self.emission, "event_shape", ())
+        super().__init__(jnp.broadcast_shapes(*parts), (self.num_steps, *event), validate_args=validate_args)
 
     # ------------------------------------------------------------------------------------- construction
 
@@ -141,9 +139,7 @@ class HiddenMarkov(dist.Distribution):
             "emission": batch[-2] if len(batch) > 1 else 1,
         }
         # A time axis of length one stands for every step.
-        steps = {
-            name: n for name, n in found.items() if n != (2 if name == "transition" else 1)
-        }
+        steps = {name: n for name, n in found.items() if n != (2 if name == "transition" else 1)}
         if self._is_raw:
             if len(batch) < 2:
                 raise ValueError(f"`emission` as an array must have axes (..., T, {states}).")
@@ -214,7 +210,9 @@ class HiddenMarkov(dist.Distribution):
             value = jnp.asarray(value)
             event = len(self.emission.event_shape)
             if value.shape[value.ndim - event - 1 :] != self.event_shape:
-                raise ValueError(f"The series has shape {value.shape}; its last axes must be {self.event_shape}.")
+                raise ValueError(
+                    f"The series has shape {value.shape}; its last axes must be {self.event_shape}."
+                )
             log_emission = log_prob_observed(self.emission, value, self.observed, lead_axis=True)
             batch = jnp.broadcast_shapes(value.shape[: value.ndim - event - 1], self.batch_shape)
         return jnp.broadcast_to(log_emission, (*batch, self.num_steps, self.num_states))
@@ -228,7 +226,7 @@ class HiddenMarkov(dist.Distribution):
             core = 2
         else:
             core = min(transition.ndim, 3)
-        args = [(self.initial, 1), (transition, core), (log_emission, 2)]
+        args: list[tuple[Array | None, int]] = [(self.initial, 1), (transition, core), (log_emission, 2)]
         args.append((self._lengths, 0))
         args += [(other, other.ndim - len(batch)) for other in others]
         return _batched(fn, args, len(batch))
@@ -282,11 +280,11 @@ class HiddenMarkov(dist.Distribution):
 
     # ------------------------------------------------------------------------------------------- sampling
 
-    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         states = self.sample_states(key, sample_shape)
         return self._emit(jax.random.fold_in(key, 1), states)
 
-    def sample_states(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample_states(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Paths of the chain from its own law, ``sample_shape + batch_shape + (T,)`` integers."""
         shape = (*sample_shape, *self.batch_shape)
         uniforms = jax.random.uniform(key, (*shape, self.num_steps))
@@ -336,9 +334,7 @@ class HiddenMarkov(dist.Distribution):
             if self.transition.ndim > 2 and self.transition.shape[-3] != 1:
                 raise ValueError("The transitions vary in time: pass those of the future as `transition`.")
             moves = self.transition if self.transition.ndim > 2 else self.transition[None]
-            moves = jnp.broadcast_to(
-                moves, (*moves.shape[:-3], horizon, self.num_states, self.num_states)
-            )
+            moves = jnp.broadcast_to(moves, (*moves.shape[:-3], horizon, self.num_states, self.num_states))
         else:
             moves = jnp.asarray(transition)
         if emission is None and len(self._emission_batch) > 1 and self._emission_batch[-2] != 1:
@@ -353,7 +349,7 @@ class HiddenMarkov(dist.Distribution):
         batch = last.shape[:-1]
         start = _draw(last, jax.random.uniform(key_start, batch))
         uniforms = jax.random.uniform(key_walk, (*batch, horizon))
-        walk = [(start, 0), (moves, 3), (uniforms, 1)]
+        walk: list[tuple[Array | None, int]] = [(start, 0), (moves, 3), (uniforms, 1)]
         states = _batched(lambda s, p, u: _walk(s, p, u)[1:], walk, len(batch))
         return states, self._emit(key_emit, states, emission)
 
@@ -422,7 +418,8 @@ def _batched(fn: Callable[..., Any], args: list[tuple[Array | None, int]], batch
     of length one; it is then shared rather than copied, so that a common transition matrix stays one matrix
     product. The last array must have every batch axis.
     """
-    squeezed, axes = [], []
+    squeezed: list[Array | None] = []
+    axes: list[list[int | None]] = []
     for array, core in args:
         if array is None:
             squeezed.append(None)

@@ -57,7 +57,9 @@ class Ordered(dist.Distribution):
             return constraints.ordered_vector
         if kind is constraints.positive or kind is constraints.nonnegative:
             return constraints.positive_ordered_vector
-        raise ValueError(f"`base` of Ordered has support {kind}; the real line or the positive numbers serve.")
+        raise ValueError(
+            f"`base` of Ordered has support {kind}; the real line or the positive numbers serve."
+        )
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         draws = self.base.sample(key, (self.size, *sample_shape))

@@ -116,7 +116,9 @@ def calibrate(
                 ranks.setdefault(name, []).append(rank(value, draws[name], seed=ties))
         ranks.setdefault("log_likelihood", []).append(rank(score(truth, data), fitted, seed=ties))
     names = labels.Labels({n: v[0].shape for n, v in ranks.items()}, trace)
-    return Calibration(names.dataset({n: np.stack(v) for n, v in ranks.items()}, lead=("simulation",)), num_ranked)
+    return Calibration(
+        names.dataset({n: np.stack(v) for n, v in ranks.items()}, lead=("simulation",)), num_ranked
+    )
 
 
 def _data_site(trace: Any, data: Any) -> str:

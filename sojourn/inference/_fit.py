@@ -17,10 +17,10 @@ from numpyro.infer.mcmc import MCMCKernel
 from sojourn._contract import Site, marginal_form, observed_sites, trace_model
 from sojourn.diagnostics._arviz import container
 from sojourn.inference import _labels as labels
+from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
 from sojourn.inference._initial import init_to_hint
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
-from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._variational import Variational
 
 __all__ = ["ENGINES", "Engine", "fit", "resolve_engine"]
@@ -129,7 +129,9 @@ def fit(
     else:
         kernel = engine_of(model)
         if not isinstance(kernel, MCMCKernel):
-            raise ValueError(f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}.")
+            raise ValueError(
+                f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}."
+            )
         if isinstance(kernel, HMC):
             check_gradient_engine(trace, engine_name)
         draws, stats = _run_mcmc(

@@ -113,9 +113,7 @@ def log_likelihood_dims(site: Site, dims: Sequence[str]) -> list[str]:
     return list(dims[: len(dims) - event_ndim])
 
 
-def named_arrays(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def named_arrays(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The array arguments of a call, by parameter name."""
     try:
         bound = inspect.signature(model).bind_partial(*args, **kwargs).arguments

@@ -200,7 +200,9 @@ class Variational:
                         phase, idle = phase + 1, 0
                         converged = phase == len(_PHASES)
                     bar.update(self.block_size)
-                    bar.set_postfix_str(f"ELBO {-np.nanmin(mean):.2f}, step size {phase + 1} of {len(_PHASES)}")
+                    bar.set_postfix_str(
+                        f"ELBO {-np.nanmin(mean):.2f}, step size {phase + 1} of {len(_PHASES)}"
+                    )
             except KeyboardInterrupt:
                 if not losses:
                     raise
@@ -231,7 +233,8 @@ class Variational:
 
 
 def _log_density(trace: Mapping[str, Any]) -> Array:
-    return sum(jnp.sum(site_log_prob(s)) for s in trace.values() if s["type"] == "sample")
+    terms = [jnp.sum(site_log_prob(s)) for s in trace.values() if s["type"] == "sample"]
+    return sum(terms, jnp.zeros(()))
 
 
 def _standard_error(loss: np.ndarray, batches: int = 10) -> np.ndarray:

@@ -135,14 +135,20 @@ def forecast(
         raise ValueError("`future_covariates` is for models fitted with `covariates`.")
     longer: list[Any] = []
     if covariates is not None:
-        future = jnp.zeros((0, covariates.shape[-1])) if future_covariates is None else jnp.asarray(future_covariates)
+        future = (
+            jnp.zeros((0, covariates.shape[-1]))
+            if future_covariates is None
+            else jnp.asarray(future_covariates)
+        )
         if future.shape != (horizon - 1, covariates.shape[-1]):
             raise ValueError(
                 f"`future_covariates` has shape {future.shape}; {horizon} steps need "
                 f"({horizon - 1}, {covariates.shape[-1]})."
             )
         if kwargs.get("lengths") is not None or covariates.ndim > 2:
-            raise ValueError("Forecasts with covariates are for one series or series of one length that share them.")
+            raise ValueError(
+                "Forecasts with covariates are for one series or series of one length that share them."
+            )
         series = jnp.asarray(arrays[0], float)
         axis = series.ndim - _event_ndim(model, arrays, kwargs, fit) - 1
         gap = jnp.full([horizon if i == axis else n for i, n in enumerate(series.shape)], jnp.nan)
@@ -201,11 +207,17 @@ def _series_site(model, args, kwargs, values, key) -> tuple[str, dict[str, Any]]
     for name, site in observed_sites(trace).items():
         if series_law(site, "sample_path") is not None:
             return name, site
-    raise ValueError("The model observes no series with hidden states to decode (a HiddenMarkov distribution).")
+    raise ValueError(
+        "The model observes no series with hidden states to decode (a HiddenMarkov distribution)."
+    )
 
 
 def _law_of_series(
-    model: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any], values: Mapping[str, Array], key: Array
+    model: Callable[..., Any],
+    args: list[Any],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Array],
+    key: Array,
 ) -> tuple[Any, Array]:
     _, site = _series_site(model, args, kwargs, values, key)
     return series_law(site, "sample_path"), jnp.asarray(site["value"])
@@ -216,7 +228,9 @@ def _event_ndim(model, args, kwargs, fit) -> int:
     return 0 if not isinstance(law.emission, dist.Distribution) else len(law.emission.event_shape)
 
 
-def _over_draws(fit: Any, one: Callable[..., tuple[Array, ...]], num_draws: int | None, seed: int) -> list[Any]:
+def _over_draws(
+    fit: Any, one: Callable[..., tuple[Array, ...]], num_draws: int | None, seed: int
+) -> list[Any]:
     """``one(values, key)`` for every draw: arrays with leading (chain, draw), and the draws' labels."""
     posterior = _group(fit, "posterior")
     total = posterior.sizes["draw"]

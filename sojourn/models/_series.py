@@ -102,7 +102,11 @@ def check_mask(y: Array | None, mask: Any, shape: tuple[int, ...], event: int, n
     if mask.shape != shape:
         raise ValueError(f"`mask` has shape {mask.shape}; the series need {shape}.")
     missing = None if y is None else is_missing(y, event)
-    if missing is not None and not isinstance(missing, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
+    if (
+        missing is not None
+        and not isinstance(missing, jax.core.Tracer)
+        and not isinstance(mask, jax.core.Tracer)
+    ):
         undeclared = np.asarray(missing & mask)
         if undeclared.any():
             where = tuple(int(i) for i in np.argwhere(undeclared)[0])
@@ -125,7 +129,9 @@ def check_covariates(covariates: Any, shape: tuple[int, ...]) -> Array | None:
     return covariates
 
 
-def observed_steps(y: Array | None, mask: Any, lengths: Any, shape: tuple[int, ...], event: int) -> Array | None:
+def observed_steps(
+    y: Array | None, mask: Any, lengths: Any, shape: tuple[int, ...], event: int
+) -> Array | None:
     """Booleans of the shape of the series: what was observed; ``None`` for everything."""
     seen = None if mask is None else jnp.asarray(mask, bool)
     missing = None if y is None else is_missing(y, event)

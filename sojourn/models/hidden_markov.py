@@ -69,7 +69,7 @@ __all__ = [
     "stationary",
 ]
 
-Emission = Callable[[Array], dist.Distribution]
+Emission = Callable[[Any], dist.Distribution]
 
 
 class ChainOptions(TypedDict, total=False):
@@ -219,7 +219,11 @@ def _scan_path(
     def step(before, x):
         t, y_t, observed_t, move = x
         move = transition if move is None else move
-        rows = jnp.take_along_axis(move, before[..., None, None], -2)[..., 0, :] if move.ndim > 2 else move[before]
+        rows = (
+            jnp.take_along_axis(move, before[..., None, None], -2)[..., 0, :]
+            if move.ndim > 2
+            else move[before]
+        )
         probs = jnp.where(t == 0, initial, rows)
 
         def emit():
@@ -248,7 +252,7 @@ def _chain(
     stickiness: float,
     initial: Any,
     covariates: Array | None,
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     """Priors on the chain: law of the first state, and transition matrix (with a time axis for covariates)."""
     if concentration <= 0 or stickiness < 0:
         raise ValueError("`concentration` must be positive and `stickiness` not negative.")
@@ -435,7 +439,9 @@ def multivariate_normal(
         start = scale.spread(num_states) * np.ones((num_states, dimension))
         with numpyro.plate("state", num_states):
             loc = numpyro.sample("loc", loc_prior, infer={**named, "init": start})
-            sd = numpyro.sample("scale", scale_prior, infer={**named, "init": scale.sd * np.ones((num_states, dimension))})
+            sd = numpyro.sample(
+                "scale", scale_prior, infer={**named, "init": scale.sd * np.ones((num_states, dimension))}
+            )
             if dimension > 1:
                 factor = numpyro.sample(
                     "correlation_cholesky",
@@ -499,9 +505,7 @@ def _log(x: Any) -> Any:
     return numeric.log(numeric.where(x > 0, x, 0.5))
 
 
-def _per_state(
-    name: str, prior: dist.Distribution, num_states: int, ordered: bool, start: Array
-) -> Array:
+def _per_state(name: str, prior: dist.Distribution, num_states: int, ordered: bool, start: Any) -> Array:
     if ordered and num_states > 1:
         infer = {"event_dims": ["state"], "init": start}
         return numpyro.sample(name, Ordered(prior, num_states), infer=infer)

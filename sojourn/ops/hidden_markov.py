@@ -133,7 +133,7 @@ def _forward(initial: Array, transition: Array, log_emission: Array) -> tuple[Ar
 
 
 def _log_forward(initial: Array, transition: Array, log_emission: Array) -> tuple[Array, Array]:
-    """:func:`_forward` on log-probabilities: slower, loses nothing."""
+    """Log-normalisers ``(T,)`` and logarithms of the filtered laws: slower, loses nothing."""
     log_transition = _log(transition)
     varies = transition.ndim == 3
 
@@ -149,7 +149,7 @@ def _log_forward(initial: Array, transition: Array, log_emission: Array) -> tupl
     first, norm0 = normalise(_log(initial) + log_emission[0])
     xs = (log_emission[1:], log_transition) if varies else log_emission[1:]
     _, (alphas, norms) = lax.scan(step, first, xs)
-    return jnp.concatenate([norm0[None], norms]), jnp.exp(jnp.concatenate([first[None], alphas]))
+    return jnp.concatenate([norm0[None], norms]), jnp.concatenate([first[None], alphas])
 
 
 def _two_filter(initial: Array, transition: Array, log_emission: Array, length: Array | None) -> _TwoFilter:
@@ -184,46 +184,52 @@ def _two_filter(initial: Array, transition: Array, log_emission: Array, length: 
     )
 
 
-def _log_two_filter(
+def _log_posterior(
     initial: Array, transition: Array, log_emission: Array, length: Array | None
-) -> _TwoFilter:
-    """:func:`_two_filter` on log-probabilities.
-
-    ``beta`` and ``ahead`` are rescaled so that the products with ``alpha`` that the marginals need keep
-    their size: ``beta`` by its largest product with ``alpha``, ``ahead`` by the same factor.
-    """
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """:func:`_posterior` on log-probabilities."""
     log_transition = _log(transition)
     varies = transition.ndim == 3
     steps = len(log_emission)
-    inside = jnp.arange(1, steps) < (steps if length is None else length)
-
-    def step(log_beta, x):
-        ll, is_inside, move = x if varies else (*x, log_transition)
-        ahead = ll + log_beta
-        ahead = ahead - jnp.where(jnp.isneginf(ahead.max()), 0.0, ahead.max())
-        log_beta = jnp.where(is_inside, logsumexp(move + ahead[None, :], 1), 0.0)
-        return log_beta, (log_beta, ahead)
-
-    log_norm, alpha = _log_forward(initial, transition, log_emission)
-    xs = (log_emission[1:], inside, log_transition) if varies else (log_emission[1:], inside)
-    last = jnp.zeros_like(log_emission[0])
-    final, (log_betas, aheads) = lax.scan(step, last, xs, reverse=True)
-    log_beta = jnp.concatenate([log_betas, last[None]])
-    first_ahead = log_emission[0] + (log_beta[0] if steps > 1 else last)
-    log_ahead = jnp.concatenate([(first_ahead - _finite_max(first_ahead))[None], aheads])
-    shift = _finite_max(_log(alpha) + log_beta)
-    log_ahead = log_ahead.at[1:].add(-shift[:-1, None])
-    log_beta = log_beta - shift[:, None]
+    inside = jnp.arange(steps) < (steps if length is None else length)
     # A forbidden move can have a gradient beyond the largest number; capped, it stays a number.
-    cap = jnp.log(jnp.finfo(alpha.dtype).max) / 2
-    return _TwoFilter(
-        log_norm, alpha, jnp.exp(jnp.minimum(log_beta, cap)), jnp.exp(jnp.minimum(log_ahead, cap))
-    )
+    cap = jnp.log(jnp.finfo(initial.dtype).max) / 2
+
+    def gradient(log_before, log_ahead, log_norm):
+        return jnp.exp(jnp.minimum(log_before + log_ahead - log_norm, cap))
+
+    def step(carry, x):
+        log_beta, total = carry
+        move = x.get("move", log_transition)
+        ahead = x["ll"] + log_beta
+        ahead = ahead - _finite_max(ahead)
+        log_beta = jnp.where(x["inside"], logsumexp(move + ahead[None, :], 1), 0.0)
+        norm = _finite(logsumexp(x["log_alpha"] + log_beta))
+        here = jnp.where(x["inside"], gradient(x["log_alpha"][:, None], ahead[None, :], norm), 0.0)
+        return (log_beta, total if varies else total + here), (log_beta, here if varies else None)
+
+    log_norm, log_alpha = _log_forward(initial, transition, log_emission)
+    xs = {"ll": log_emission[1:], "inside": inside[1:], "log_alpha": log_alpha[:-1]}
+    if varies:
+        xs["move"] = log_transition
+    last = jnp.zeros_like(log_emission[0])
+    start = (last, jnp.zeros((len(last), len(last)), last.dtype))
+    (_, total), (log_betas, each) = lax.scan(step, start, xs, reverse=True)
+    log_beta = jnp.concatenate([log_betas, last[None]])
+    log_joint = log_alpha + log_beta
+    marginals = jnp.exp(log_joint - _finite(logsumexp(log_joint, -1))[:, None])
+    marginals = jnp.where(inside[:, None], marginals, 0.0)
+    ahead = log_emission[0] + log_beta[0]
+    d_initial = gradient(0.0, ahead, _finite(logsumexp(_log(initial) + ahead)))
+    return _total(log_norm, length), (d_initial, each if varies else total, marginals)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
 def _finite_max(x: Array) -> Array:
-    top = x.max(-1)
-    return jnp.where(jnp.isfinite(top), top, 0.0)
+    return _finite(x.max(-1))
 
 
 def _clean(log_emission: Array, length: Array | None) -> Array:
@@ -244,7 +250,9 @@ def _posterior(
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     """Log-likelihood and its gradient in (initial, transition, log_emission)."""
     log_emission = _clean(log_emission, length)
-    run = (_log_two_filter if log_space else _two_filter)(initial, transition, log_emission, length)
+    if log_space:
+        return _log_posterior(initial, transition, log_emission, length)
+    run = _two_filter(initial, transition, log_emission, length)
     joint = run.alpha * run.beta
     norm = joint.sum(-1, keepdims=True)
     norm = jnp.where(norm == 0, 1.0, norm)
@@ -279,13 +287,15 @@ _log_likelihood.defvjp(_posterior, _log_likelihood_bwd)
 def _log_likelihood_autodiff(initial: Array, transition: Array, log_emission: Array, length: Array | None):
     log_emission = _clean(log_emission, length)
     varies = transition.ndim == 3
+    cap = jnp.log(jnp.finfo(initial.dtype).max) / 2
 
     def update(predicted, ll):
         top = lax.stop_gradient(jnp.where(predicted > 0, ll, -jnp.inf).max())
         top = jnp.where(jnp.isfinite(top), top, 0.0)
-        weights = predicted * jnp.exp(jnp.where(predicted > 0, ll, -jnp.inf) - top)
-        alpha, norm = _normalise(weights)
-        return alpha, _log(norm) + top
+        # A state of probability zero has a gradient too; capped, it stays a number.
+        weights = predicted * jnp.exp(jnp.minimum(ll - top, cap))
+        norm = weights.sum()
+        return weights / jnp.where(norm > 0, norm, 1.0), _log(norm) + top
 
     def step(alpha, x):
         ll, move = x if varies else (x, transition)
@@ -378,6 +388,7 @@ def filter(
     length = None if length is None else jnp.asarray(length)
     run = _log_forward if log_space else _forward
     log_norm, alpha = run(initial, transition, _clean(log_emission, length))
+    alpha = jnp.exp(alpha) if log_space else alpha
     if length is not None:
         log_norm = jnp.where(jnp.arange(len(log_norm)) < length, log_norm, 0.0)
     return Filtered(log_norm, _predict(initial, transition, alpha), alpha)
@@ -481,11 +492,13 @@ def sample_paths(
     run = _log_forward if log_space else _forward
     _, alpha = run(initial, transition, _clean(log_emission, length))
     states = initial.shape[0]
-    into = _materialised_transpose(transition)
+    into = _materialised_transpose(_log(transition) if log_space else transition)
     varies = transition.ndim == 3
     uniforms = jax.random.uniform(key, (len(alpha), num_samples), alpha.dtype)
 
     def draw(weights, u):
+        if log_space:
+            weights = jnp.exp(weights - _finite_max(weights)[:, None])
         cumulative = jnp.cumsum(weights, -1)
         return jnp.minimum((cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1), states - 1)
 
@@ -496,7 +509,8 @@ def sample_paths(
         xs["inside"] = jnp.arange(1, len(alpha)) < length
 
     def backward(state, x):
-        weights = x["alpha"][None, :] * x.get("into", into)[state]
+        move = x.get("into", into)[state]
+        weights = x["alpha"] + move if log_space else x["alpha"] * move
         if length is not None:
             weights = jnp.where(x["inside"], weights, x["alpha"][None, :])
         state = draw(weights, x["u"])

@@ -213,7 +213,9 @@ def test_hessian():
         np.testing.assert_allclose(by_rule, by_scan, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("varies", "log_space", "length"), [(False, False, 6), (True, True, 6), (True, False, 4)])
+@pytest.mark.parametrize(
+    ("varies", "log_space", "length"), [(False, False, 6), (True, True, 6), (True, False, 4)]
+)
 def test_sampled_paths_have_their_posterior_probabilities(varies, log_space, length):
     initial, transition, log_emission = chain(varies, seed=6)
     expected = enumerated(initial, transition, log_emission, length).probs

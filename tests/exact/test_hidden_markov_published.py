@@ -63,7 +63,9 @@ def fit_earthquakes(num_states):
 
     moves = num_states * (num_states - 1)
     starts = [
-        np.concatenate([np.log(quantiles) + 0.1 * rng.normal(size=num_states), rng.normal(-2.0, 0.7, size=moves)])
+        np.concatenate(
+            [np.log(quantiles) + 0.1 * rng.normal(size=num_states), rng.normal(-2.0, 0.7, size=moves)]
+        )
         for _ in range(1 if num_states < 3 else 4)
     ]
     bounds = [(None, None)] * num_states + [(-BOUND, BOUND)] * moves
@@ -128,7 +130,9 @@ def test_old_faithful_one_state(geyser):
     assert value == pytest.approx(193.8023, abs=1e-3)
     logit = np.log(share / (1 - share))
     # Both states alike: the chain does not matter.
-    assert -float(jax.jit(log_likelihood)(np.array([logit, logit, 0.3, -0.7]))) == pytest.approx(value, abs=1e-9)
+    assert -float(jax.jit(log_likelihood)(np.array([logit, logit, 0.3, -0.7]))) == pytest.approx(
+        value, abs=1e-9
+    )
 
 
 def test_old_faithful_symmetric_start_ends_in_the_saddle(geyser):

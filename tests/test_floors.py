@@ -1,0 +1,24 @@
+"""The floors of the house: which part may import which (pyproject.toml, tool.importlinter)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_import_contracts():
+    run = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_import_is_lazy():
+    """Heavy libraries are loaded when they are first needed, not by ``import sojourn``."""
+    code = "import sys, sojourn; print([m for m in ('arviz', 'matplotlib', 'xarray', 'blackjax') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
