@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -33,12 +33,13 @@ import numpy as np
 
 SHAPES = ((5, 2000), (20, 5000), (50, 5000))
 """(states, steps)."""
-VALUE_TOLERANCE = 2e-5
-"""Relative, between log-likelihoods (float32 sums of thousands of terms)."""
-GRADIENT_TOLERANCE = 2e-3
+VALUE_TOLERANCE = 3e-6
+"""Relative, between log-likelihoods."""
+GRADIENT_TOLERANCE = 1e-3
 """Of the largest entry of the same gradient; also for smoothed probabilities and expected moves."""
 ENUMERATED_REPEATS = 5
-OURS, DYNAMAX, ENUMERATED = "sojourn", "dynamax", "NumPyro, enumerated (funsor)"
+OURS, DYNAMAX = "sojourn", "dynamax"
+BY_HAND, ENUMERATED = "`lax.scan` of `logsumexp`, by hand", "NumPyro, enumerated (funsor)"
 
 Program = Callable[[], Any]
 
@@ -144,8 +145,18 @@ def speedup(what: str, bound: float, timings: Mapping[str, Timing], note: str = 
 # ------------------------------------------------------------------------------------------------- kernel
 
 
-def series(states: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Law of the first state, transition matrix and log-emissions of a simulated series (float32).
+class Series(NamedTuple):
+    """A simulated series, in float32."""
+
+    initial: np.ndarray
+    transition: np.ndarray
+    log_emission: np.ndarray
+    loc: np.ndarray
+    y: np.ndarray
+
+
+def series(states: int, steps: int) -> Series:
+    """A series of given size.
 
     Two independent normal observations a step; the chain stays put with probability about 0.9.
     """
@@ -159,7 +170,7 @@ def series(states: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         path[t] = rng.choice(states, p=transition[path[t - 1]])
     y = loc[path] + rng.normal(size=(steps, 2))
     log_emission = -0.5 * ((y[:, None] - loc) ** 2).sum(-1) - math.log(2 * math.pi)
-    return initial.astype(np.float32), transition.astype(np.float32), log_emission.astype(np.float32)
+    return Series(*(x.astype(np.float32) for x in (initial, transition, log_emission, loc, y)))
 
 
 def hmmlearn_model(initial: np.ndarray, transition: np.ndarray, implementation: str) -> Any:
@@ -180,7 +191,11 @@ def hmmlearn_model(initial: np.ndarray, transition: np.ndarray, implementation: 
 
 
 def log_likelihoods() -> dict[str, Callable[..., Any]]:
-    """Log-likelihood as a function of (initial, transition, log_emission), by program."""
+    """Log-likelihood as a function of (initial, transition, log_emission), by program.
+
+    The enumerated one takes (initial, transition, loc, y) and works the emissions out: NumPyro has no site for
+    given log-densities in an enumerated scan.
+    """
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -201,16 +216,16 @@ def log_likelihoods() -> dict[str, Callable[..., Any]]:
         last, _ = jax.lax.scan(step, jnp.log(initial) + log_emission[0], log_emission[1:])
         return jax.nn.logsumexp(last)
 
-    def enumerated_model(initial: Any, transition: Any, log_emission: Any) -> None:
-        def step(state: Any, log_emission_t: Any) -> tuple[Any, None]:
+    def enumerated_model(initial: Any, transition: Any, loc: Any, y: Any) -> None:
+        def step(state: Any, y_t: Any) -> tuple[Any, None]:
             law = dist.Categorical(transition[state])
             state = numpyro.sample("state", law, infer={"enumerate": "parallel"})
-            numpyro.factor("emission", log_emission_t[state])
+            numpyro.sample("y", dist.Normal(loc[state], 1.0).to_event(1), obs=y_t)
             return state, None
 
         first = numpyro.sample("first", dist.Categorical(initial), infer={"enumerate": "parallel"})
-        numpyro.factor("first_emission", log_emission[0][first])
-        scan(step, first, log_emission[1:])
+        numpyro.sample("first_y", dist.Normal(loc[first], 1.0).to_event(1), obs=y[0])
+        scan(step, first, y[1:])
 
     def enumerated(*args: Any) -> Any:
         return log_density(enum(config_enumerate(enumerated_model), -1), args, {}, {})[0]
@@ -218,23 +233,24 @@ def log_likelihoods() -> dict[str, Callable[..., Any]]:
     return {
         OURS: hidden_markov.log_likelihood,
         DYNAMAX: lambda *args: hmm_filter(*args).marginal_loglik,
-        "scan of logsumexp, by hand": written,
+        BY_HAND: written,
         ENUMERATED: enumerated,
     }
 
 
 def agree(what: str, results: Mapping[str, Any], tolerance: float, scale: float | None = None) -> None:
-    """Say how far the results lie from those of hmmlearn, or else of dynamax."""
+    """Say how far the results lie from those of hmmlearn, or else of dynamax.
+
+    Sums of unscaled logarithms in float32 lose digits with the length of the series: ten times the tolerance.
+    """
     reference_name = next((n for n in results if n.startswith("hmmlearn")), DYNAMAX)
     reference = np.asarray(results[reference_name], float)
     size = np.abs(reference).max() if scale is None else scale
     gaps = {n: np.abs(np.asarray(r, float) - reference).max() / size for n, r in results.items()}
-    worst = max(gaps, key=lambda n: gaps[n])
-    verdict = "agree" if gaps[worst] <= tolerance else "DISAGREE"
-    print(
-        f"{what} {verdict}: at most {gaps[worst]:.1e} from {reference_name} ({worst}; "
-        f"tolerance {tolerance:g}), {OURS} {gaps[OURS]:.1e}."
-    )
+    allowed = {n: tolerance * (10 if n in (BY_HAND, ENUMERATED) else 1) for n in gaps}
+    verdict = "agree" if all(gaps[n] <= allowed[n] for n in gaps) else "DISAGREE"
+    told = ", ".join(f"{n} {gap:.1e}" for n, gap in gaps.items() if n != reference_name)
+    print(f"- {what} {verdict} (tolerance {tolerance:g}). Distance from {reference_name}: {told}.")
 
 
 def bench_kernel(repeats: int, quick: bool) -> list[Target]:
@@ -246,7 +262,8 @@ def bench_kernel(repeats: int, quick: bool) -> list[Target]:
 
     targets = []
     for states, steps in SHAPES:
-        arrays = series(states, steps)
+        simulated = series(states, steps)
+        arrays = simulated[:3]
         args = tuple(jnp.asarray(x) for x in arrays)
         jax.block_until_ready(jax.jit(lambda x: x + 1)(args[0]))  # start the backend
         functions = log_likelihoods()
@@ -260,7 +277,8 @@ def bench_kernel(repeats: int, quick: bool) -> list[Target]:
             return lambda: compiled(*args)
 
         print(f"### Value and gradient: K = {states}, T = {steps}\n")
-        programs = {n: bind(jax.value_and_grad(f, (0, 1, 2)), *args) for n, f in functions.items()}
+        given = {n: args for n in functions} | {ENUMERATED: (*args[:2], *map(jnp.asarray, simulated[3:]))}
+        programs = {n: bind(jax.value_and_grad(f, (0, 1, 2)), *given[n]) for n, f in functions.items()}
         programs["hmmlearn, scaling (value only)"] = lambda m=learned["scaling"], x=as_double: m.score(x)
         programs["hmmlearn, log (value only)"] = lambda m=learned["log"], x=as_double: m.score(x)
         timings = take_turns(programs, repeats, {ENUMERATED: ENUMERATED_REPEATS})
@@ -272,7 +290,8 @@ def bench_kernel(repeats: int, quick: bool) -> list[Target]:
         )
         gradients = {n: t.result[1] for n, t in timings.items() if not n.startswith("hmmlearn")}
         for i, name in enumerate(("initial", "transition", "log-emissions")):
-            agree(f"Gradients in the {name}", {n: g[i] for n, g in gradients.items()}, GRADIENT_TOLERANCE)
+            comparable = {n: g[i] for n, g in gradients.items() if i < 2 or n != ENUMERATED}
+            agree(f"Gradients in the {name}", comparable, GRADIENT_TOLERANCE)
         print()
         targets.append(speedup(f"value and gradient, dynamax / sojourn, K={states}, T={steps}", 1.3, timings))
 
@@ -332,7 +351,8 @@ def bench_viterbi(repeats: int, quick: bool) -> list[Target]:
 
     targets = []
     for states, steps in SHAPES:
-        arrays = series(states, steps)
+        simulated = series(states, steps)
+        arrays = simulated[:3]
         args = tuple(jnp.asarray(x) for x in arrays)
         jax.block_until_ready(jax.jit(lambda x: x + 1)(args[0]))
         ours, theirs = jax.jit(hidden_markov.viterbi), jax.jit(hmm_posterior_mode)
@@ -420,6 +440,7 @@ def bench_first_draw(repeats: int, quick: bool) -> list[Target]:
         for name in list(labels) if turn % 2 == 0 else list(labels)[::-1]:
             if turn < few.get(name, repeats) and not (quick and name in few):
                 runs[name].append(_child(name))
+                print(f"{labels[name]}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
 
     def of(name: str, what: str) -> list[float]:
         return [run[what] for run in runs[name]]
@@ -486,8 +507,12 @@ def bench_import(repeats: int, quick: bool) -> list[Target]:
     beyond = _beyond_numpyro()
     total = sum(beyond.values())
     print(f"`import sojourn` after `import numpyro`: {len(beyond)} more modules, {total:.0f} ms.\n")
-    ranked = sorted(beyond.items(), key=lambda item: -item[1])[:10]
-    table(("module", "its own time, ms"), ((f"`{n}`", f"{ms:.1f}") for n, ms in ranked))
+    by_package: dict[str, list[float]] = defaultdict(list)
+    for name, milliseconds in beyond.items():
+        by_package[name.partition(".")[0]].append(milliseconds)
+    ranked = sorted(by_package.items(), key=lambda item: -sum(item[1]))[:8]
+    rows = ((f"`{name}`", str(len(ms)), f"{sum(ms):.0f}", f"{max(ms):.0f}") for name, ms in ranked)
+    table(("package", "modules", "ms", "costliest module, ms"), rows)
     ours = seconds["sojourn"]
     ratios = [f(ours) / f(base) for f in (statistics.median, min)]
     return [Target("`import sojourn` / `import numpyro`", 1.3, ratios[0], ratios[1], at_least=False)]

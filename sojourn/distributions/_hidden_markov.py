@@ -229,7 +229,7 @@ class HiddenMarkov(dist.Distribution):
         args: list[tuple[Array | None, int]] = [(self.initial, 1), (transition, core), (log_emission, 2)]
         args.append((self._lengths, 0))
         args += [(other, other.ndim - len(batch)) for other in others]
-        return _batched(fn, args, len(batch))
+        return _batched(fn, args, len(batch), full=2)
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: list | None = None) -> Array:
@@ -350,7 +350,7 @@ class HiddenMarkov(dist.Distribution):
         start = _draw(last, jax.random.uniform(key_start, batch))
         uniforms = jax.random.uniform(key_walk, (*batch, horizon))
         walk: list[tuple[Array | None, int]] = [(start, 0), (moves, 3), (uniforms, 1)]
-        states = _batched(lambda s, p, u: _walk(s, p, u)[1:], walk, len(batch))
+        states = _batched(lambda s, p, u: _walk(s, p, u)[1:], walk, len(batch), full=2)
         return states, self._emit(key_emit, states, emission)
 
     def _emit(self, key: Array, states: Array, emission: dist.Distribution | None = None) -> Array:
@@ -411,12 +411,14 @@ def _walk(start: Array, transition: Array, uniforms: Array) -> Array:
     return jnp.concatenate([start[None], path])
 
 
-def _batched(fn: Callable[..., Any], args: list[tuple[Array | None, int]], batch_ndim: int) -> Any:
+def _batched(
+    fn: Callable[..., Any], args: list[tuple[Array | None, int]], batch_ndim: int, *, full: int
+) -> Any:
     """Map ``fn`` over ``batch_ndim`` leading axes.
 
     ``args`` holds arrays and the number of their own axes. An array may lack leading batch axes or have them
     of length one; it is then shared rather than copied, so that a common transition matrix stays one matrix
-    product. The last array must have every batch axis.
+    product. The array ``args[full]`` must have every batch axis.
     """
     squeezed: list[Array | None] = []
     axes: list[list[int | None]] = []
@@ -430,9 +432,8 @@ def _batched(fn: Callable[..., Any], args: list[tuple[Array | None, int]], batch
         squeezed.append(array.reshape([n for n in lead if n != 1] + list(array.shape[array.ndim - core :])))
         axes.append([None if alone else 0 for alone in shared])
     # An axis of length one in every array still has to appear in the result.
-    last = len(args) - 1
-    squeezed[last] = args[last][0]
-    axes[last] = [0] * batch_ndim
+    squeezed[full] = args[full][0]
+    axes[full] = [0] * batch_ndim
     for level in reversed(range(batch_ndim)):
         fn = jax.vmap(fn, in_axes=tuple(a[level] for a in axes))
     return fn(*squeezed)

@@ -44,6 +44,8 @@ def log_prob_observed(
     if lead_axis:
         value = jnp.expand_dims(value, value.ndim - event_ndim)
         mask = None if mask is None else mask[..., None]
+    while isinstance(fn, dist.ExpandedDistribution):  # the same density, once the result is broadcast
+        fn = fn.base_dist
     if isinstance(fn, dist.Independent):
         inner = fn.reinterpreted_batch_ndims
         inner_mask = None if mask is None else mask.reshape((*mask.shape, *(1,) * inner))

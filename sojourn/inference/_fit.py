@@ -271,9 +271,10 @@ def _constant_data(
     constant: dict[str, np.ndarray] = {}
     for name, array in given.items():
         value = np.asarray(array)
-        twin = next((n for n, s in observed.items() if np.shape(s["value"]) == value.shape), None)
-        if twin is not None and name not in ("mask", "covariates"):
-            names.adopt(array, names.dims[twin])
+        for twin, site in observed.items():
+            if np.shape(site["value"]) == value.shape:
+                names.adopt(array, names.dims[twin])
+        if any(_same(value, site["value"]) for site in observed.values()):
             continue
         if name in observed or not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
             continue
@@ -282,6 +283,14 @@ def _constant_data(
         names.adopt(array, names.dims[name])
         constant[name] = value
     return constant
+
+
+def _same(one: np.ndarray, two: Any) -> bool:
+    """Equal wherever neither is missing (data may be padded or filled on their way into the model)."""
+    two = np.asarray(two)
+    if one.shape != two.shape or one.dtype.kind not in "biuf" or two.dtype.kind not in "biuf":
+        return False
+    return bool(((one == two) | np.isnan(one.astype(float)) | np.isnan(two.astype(float))).all())
 
 
 def _guess_dims(names: labels.Labels, shape: tuple[int, ...], observed: Mapping[str, Site]) -> list[str]:

@@ -45,7 +45,7 @@ class Scale:
             seen = seen & self._np.asarray(mask, bool)
         if lengths is not None and len(lead) == 2:
             seen = seen & (np.arange(lead[1]) < self._np.asarray(lengths)[:, None])
-        seen = seen.reshape((*lead, *(1,) * event_ndim)) & ~self._np.isnan(values)
+        seen = seen.reshape((*lead, *(1,) * event_ndim)) & self._np.isfinite(values)
         self._values = self._np.where(seen, values, np.nan).reshape((-1, *values.shape[len(lead) :]))
         count = self._np.maximum(seen.sum(tuple(range(len(lead)))), 1)
         total = self._np.where(seen, values, 0.0)

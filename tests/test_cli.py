@@ -1,0 +1,33 @@
+import pytest
+
+from sojourn.cli import main
+
+
+def test_list(capsys):
+    assert main(["demo", "--list"]) == 0
+    assert "hidden-markov" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+def test_the_main_job(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("elpd", "3 states", "R-hat", "k-hat", "Report:"):
+        assert words in printed
+    page = (tmp_path / "earthquakes.html").read_text(encoding="utf-8")
+    for words in (
+        "Which regime, when?",
+        "Ranks",
+        "Intervals",
+        "Posterior predictive",
+        "Predictive calibration",
+    ):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
