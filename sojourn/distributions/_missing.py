@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-__all__ = ["fill_missing", "is_missing", "log_prob_observed", "series_support"]
+__all__ = ["fill_missing", "is_missing", "log_prob_observed", "only_observed", "series_support"]
 
 
 def is_missing(value: ArrayLike, event_ndim: int = 0) -> Array | None:
@@ -57,6 +57,19 @@ def log_prob_observed(
     if missing is None:
         return fn.log_prob(_as_support(fn, value))
     return jnp.where(missing, 0.0, fn.log_prob(fill_missing(fn, value, missing)))
+
+
+def only_observed(fn: dist.Distribution, value: Array, mask: Array) -> tuple[dist.Distribution, Array]:
+    """``fn`` and ``value`` for a sample site, such that its density is :func:`log_prob_observed`."""
+    while isinstance(fn, dist.ExpandedDistribution) and isinstance(fn.base_dist, dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.Independent):
+        inner = fn.reinterpreted_batch_ndims
+        base, value = only_observed(fn.base_dist, value, mask.reshape((*mask.shape, *(1,) * inner)))
+        return base.to_event(inner), value
+    missing = is_missing(value, len(fn.event_shape))
+    missing = ~mask if missing is None else missing | ~mask
+    return fn.mask(~missing), fill_missing(fn, value, missing)
 
 
 def fill_missing(fn: dist.Distribution, value: Array, missing: Array) -> Array:

@@ -19,7 +19,7 @@ from sojourn.diagnostics.calibration import rank
 from sojourn.inference import _labels as labels
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
 from sojourn.inference._fit import Engine, resolve_engine
-from sojourn.inference._predictive import site_log_prob
+from sojourn.inference._predictive import replicate, site_log_prob
 from sojourn.inference._variational import Variational
 
 __all__ = ["calibrate"]
@@ -135,7 +135,7 @@ def _simulate(model, args, kwargs, key, site):
     """A draw of the latent values and of the data at ``site`` given them."""
     key_latent, key_data = jax.random.split(key)
     trace = trace_model(model, args, kwargs, key=key_latent)
-    data = trace[site]["fn"].sample(key_data)
+    data = replicate(trace[site], key_data)
     template = jnp.asarray(args[0])
     if jnp.issubdtype(template.dtype, jnp.floating):
         data = jnp.where(jnp.isnan(template), jnp.nan, data)

@@ -13,7 +13,7 @@ from jax import Array
 from sojourn._contract import Site, marginal_form, observed_sites, series_law, trace_model
 from sojourn.inference._check_model import masked_out
 
-__all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "site_log_prob"]
+__all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "replicate", "site_log_prob"]
 
 _BATCH = 64  # draws evaluated side by side, at most: beyond this memory grows and speed does not
 
@@ -57,7 +57,7 @@ def evaluate(
         for i, (name, site) in enumerate(observed_sites(trace).items()):
             law = series_law(site, "predictive_log_prob")
             pointwise[name] = site_log_prob(site) if law is None else law.predictive_log_prob(site["value"])
-            replicated[name] = site["fn"].sample(jax.random.fold_in(key_replicate, i))
+            replicated[name] = replicate(site, jax.random.fold_in(key_replicate, i))
             law = series_law(site, "sample_one_step_ahead")
             if law is not None:
                 ahead[name] = law.sample_one_step_ahead(jax.random.fold_in(key_ahead, i), site["value"])
@@ -75,6 +75,14 @@ def in_batches(fn: Callable[[Any], Any], xs: Any) -> Any:
     # A divisor: a remainder would be compiled as a second program.
     size = max(n for n in range(1, min(_BATCH, total) + 1) if total % n == 0)
     return jax.jit(lambda xs: jax.lax.map(fn, xs, batch_size=size))(xs)
+
+
+def replicate(site: Site, key: Array) -> Array:
+    """A new value for an observed site, of the shape of the old one (its law may have been broadcast to it)."""
+    fn = site["fn"]
+    shape = jnp.shape(site["value"])
+    batch = jnp.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
+    return (fn if batch == fn.batch_shape else fn.expand(batch)).sample(key)
 
 
 def site_log_prob(site: Site) -> Array:

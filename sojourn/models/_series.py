@@ -18,6 +18,7 @@ __all__ = [
     "check_categories",
     "check_counts",
     "check_covariates",
+    "check_lengths",
     "check_mask",
     "increasing",
     "observed_steps",
@@ -43,7 +44,7 @@ class Scale:
         seen = self._np.ones(lead, bool)
         if mask is not None and np.shape(mask) == lead:
             seen = seen & self._np.asarray(mask, bool)
-        if lengths is not None and len(lead) == 2:
+        if lengths is not None and len(lead) == 2 and np.shape(lengths) == lead[:1]:
             seen = seen & (np.arange(lead[1]) < self._np.asarray(lengths)[:, None])
         seen = seen.reshape((*lead, *(1,) * event_ndim)) & self._np.isfinite(values)
         self._values = self._np.where(seen, values, np.nan).reshape((-1, *values.shape[len(lead) :]))
@@ -59,7 +60,8 @@ class Scale:
         levels = (np.arange(num_states) + 0.5) / num_states
         if self._values is None:
             return levels + 0.5
-        return self._np.nan_to_num(self._np.nanquantile(self._values, levels, 0))
+        values = self._np.where(self._np.isnan(self._values).all(0), self.mean, self._values)
+        return self._np.nanquantile(values, levels, 0)
 
 
 def _concrete(x: Any) -> bool:
@@ -117,6 +119,21 @@ def check_mask(y: Array | None, mask: Any, shape: tuple[int, ...], event: int, n
     return mask
 
 
+def check_lengths(lengths: Any, shape: tuple[int, ...]) -> None:
+    if lengths is None:
+        return
+    if len(shape) == 1:
+        raise ValueError("`lengths` describes several series; for one, cut it to its length.")
+    if np.shape(lengths) != shape[:1]:
+        raise ValueError(f"`lengths` has shape {np.shape(lengths)}; {shape[0]} series need ({shape[0]},).")
+    if _concrete(lengths):
+        for n in np.asarray(lengths):
+            if not 1 <= n <= shape[1]:
+                raise ValueError(
+                    f"`lengths` has an entry {n}; it must lie between 1 and the {shape[1]} steps given."
+                )
+
+
 def check_covariates(covariates: Any, shape: tuple[int, ...]) -> Array | None:
     if covariates is None:
         return None
@@ -151,7 +168,7 @@ def _seen_values(y: Any, mask: Any, lengths: Any) -> tuple[np.ndarray, np.ndarra
     seen = ~np.isnan(values)
     if mask is not None and np.shape(mask) == values.shape:
         seen &= np.asarray(mask, bool)
-    if lengths is not None and values.ndim == 2:
+    if lengths is not None and values.ndim == 2 and np.shape(lengths) == values.shape[:1]:
         seen &= np.arange(values.shape[1]) < np.asarray(lengths)[:, None]
     return values, seen
 

@@ -41,13 +41,14 @@ from jax.typing import ArrayLike
 from numpyro.contrib.control_flow import scan
 
 from sojourn.distributions import HiddenMarkov, Ordered
-from sojourn.distributions._missing import fill_missing
+from sojourn.distributions._missing import is_missing, only_observed
 from sojourn.models._decoding import decode, forecast
 from sojourn.models._series import (
     Scale,
     check_categories,
     check_counts,
     check_covariates,
+    check_lengths,
     check_mask,
     increasing,
     observed_steps,
@@ -159,8 +160,7 @@ def model(
     event = len(all_states.event_shape)
     y, shape = read_series(y, event, num_steps, num_series, name)
     mask = check_mask(y, mask, shape, event, name)
-    if lengths is not None and len(shape) == 1:
-        raise ValueError("`lengths` describes several series; for one, cut it to its length.")
+    check_lengths(lengths, shape)
     covariates = check_covariates(covariates, shape)
     start, transition = _chain(num_states, concentration, stickiness, initial, covariates)
 
@@ -171,9 +171,9 @@ def model(
             return numpyro.sample(name, law, obs=y, infer=infer)
         with numpyro.plate("series", shape[0], dim=-1):
             return numpyro.sample(name, law, obs=y, infer=infer)
-    observed = observed_steps(y, mask, lengths, shape, event)
-    if y is not None and observed is not None:
-        y = fill_missing(by_state(jnp.zeros(shape, int)), y, ~observed)
+    observed = observed_steps(None, mask, lengths, shape, event)
+    if observed is None and y is not None and is_missing(y) is not None:
+        observed = jnp.ones(shape, bool)
     return _scan_path(y, observed, by_state, start, transition, shape, name)
 
 
@@ -231,8 +231,10 @@ def _scan_path(
             law = by_state(state)
             if observed_t is None:
                 return state, numpyro.sample(name, law, obs=y_t)
+            if y_t is not None:
+                return state, _sample_observed(name, law, y_t, observed_t)
             with numpyro.handlers.mask(mask=observed_t):
-                return state, numpyro.sample(name, law, obs=y_t)
+                return state, numpyro.sample(name, law)
 
         if several:
             with numpyro.plate("series", shape[0], dim=-1):
@@ -244,6 +246,11 @@ def _scan_path(
     first = jnp.zeros(shape[:1] if several else (), int)
     _, values = scan(step, first, (steps, time_first(y), time_first(observed), moves))
     return jnp.moveaxis(values, 0, 1) if several else values
+
+
+def _sample_observed(name: str, law: dist.Distribution, value: Array, observed: Array) -> Array:
+    law, value = only_observed(law, value, observed)
+    return numpyro.sample(name, law, obs=value)
 
 
 def _chain(
@@ -284,6 +291,10 @@ def _chain(
     probs = jnp.asarray(initial)
     if probs.shape != (num_states,):
         raise ValueError(f"`initial` has shape {probs.shape}; {num_states} states need ({num_states},).")
+    if not isinstance(probs, jax.core.Tracer):
+        total = np.asarray(probs).sum()
+        if not (np.asarray(probs) >= 0).all() or abs(total - 1) > 1e-4:
+            raise ValueError(f"`initial` sums to {total:.6g}; it must hold probabilities that sum to one.")
     return probs, transition
 
 

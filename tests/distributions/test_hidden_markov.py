@@ -167,7 +167,7 @@ def test_pytree_round_trip():
     assert (again.batch_shape, again.event_shape, again.num_steps) == ((), (5,), 5)
     assert (again.log_space, again.vjp) == (True, False)
     assert float(again.log_prob(COUNTS)) == float(law.log_prob(COUNTS))
-    moved = jax.tree.unflatten(tree, [leaf * 1 for leaf in leaves])
+    moved = jax.tree.unflatten(tree, [jnp.array(leaf) for leaf in leaves])
     assert float(moved.log_prob(COUNTS)) == float(law.log_prob(COUNTS))
 
 

@@ -90,10 +90,12 @@ def test_old_faithful_escapes_its_saddle():
         y,
         num_states=2,
         num_categories=2,
-        **{**SHORT, "num_warmup": 300, "num_chains": 4},
+        **{**SHORT, "num_warmup": 300, "num_samples": 100, "num_chains": 4},
     )
     terms = _arviz.group(fit, "log_likelihood")["y"].sum("time")
     assert float(terms.mean("draw").min()) > -140  # maximum -127.31; one state -193.80
+    # Nothing names the states, so chains may differ in their labels; aligned, they agree.
+    fit = sj.relabel(fit)
     probs = _arviz.group(fit, "posterior")["probs"].mean(("chain", "draw")).sel(category=1)
     assert float(probs.max()) > 0.95
     assert float(probs.min()) == pytest.approx(0.225, abs=0.1)
