@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
@@ -109,6 +108,8 @@ class Variational:
         progress_bar: bool = True,
     ) -> _Run:
         """Optimise, then draw from the guide. Called by ``sj.fit``."""
+        import optax  # half of what `import sojourn` would add to `import numpyro`
+
         guide, automatic = self._build(model)
         optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=self.step_size)
         svi = SVI(model, guide, optax_to_numpyro(optimiser), Trace_ELBO(num_particles=self.num_particles))
