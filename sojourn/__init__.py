@@ -1,5 +1,8 @@
 """Probabilistic programming for stochastic dynamics: plain NumPyro models, shared engines, ArviZ results."""
 
+# ArviZ 1.x, when imported first, leaves NumPyro as a lazy module without its submodules as attributes.
+import numpyro.distributions.distribution  # noqa: F401
+
 from sojourn import datasets, distributions, models
 from sojourn.diagnostics import Section, check, relabel, report
 from sojourn.inference import BlockedGibbs, Variational, calibrate, fit

@@ -22,3 +22,16 @@ def test_import_is_lazy():
     code = "import sys, sojourn; print([m for m in ('arviz', 'matplotlib', 'xarray', 'blackjax') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_arviz_may_come_first():
+    """ArviZ 1.x loads NumPyro lazily; imported before sojourn it must not break the models."""
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import arviz, jax, sojourn\n"
+        "from numpyro.infer import Predictive\n"
+        "from sojourn.models import hidden_markov\n"
+        "Predictive(hidden_markov.poisson, num_samples=1)(jax.random.key(0), None, num_states=2, num_steps=3)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

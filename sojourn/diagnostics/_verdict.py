@@ -54,7 +54,7 @@ def number_text(value: float) -> str:
     return f"{value:.4g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """The findings on a fit; print it to read them.
 
@@ -110,6 +110,9 @@ class Check:
                 }
             )
         return rows
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         rows = self.rows()

@@ -20,7 +20,7 @@ declared by ``lengths`` (:func:`pad` does both).
 
 **Label switching.** The states carry no names of their own. Models with a scalar location sort it
 (``ordered=True``), which leaves the prior what it was and keeps one labelling. The others start all chains
-from one labelling; should chains differ, ``sj.check`` says so and ``sj.relabel`` aligns them.
+from one labelling, which need not last: where chains differ, ``sj.check`` says so and ``sj.relabel`` aligns them.
 
 **Default priors** take their scale from the data, as in brms and Bambi, and are documented with each model.
 Without data they are of unit scale. To simulate and refit with the same prior, state it.
@@ -126,7 +126,8 @@ def model(
             to ``t + 1`` by a multinomial logit with staying as reference:
             ``log p_ij / p_ii = transition_intercept_ij + x_t . transition_slope_ij``, with priors
             Normal(-2, 1.5) and Normal(0, 1). They replace the Dirichlet prior.
-        path: declare the states as sample sites.
+        path: declare the states as sample sites. Inside the ``scan`` time comes first: with several series
+            the sites ``hidden_state`` and ``name`` are ``(T, N, ...)``.
         name: of the observed site.
 
     Returns:
@@ -206,6 +207,7 @@ def _scan_path(
     """The path form: one categorical site and one observed site a step, in one ``scan``."""
     several = len(shape) == 2
     steps = jnp.arange(shape[-1])
+    initial, transition = jnp.asarray(initial), jnp.asarray(transition)
 
     def time_first(x):
         return None if x is None else jnp.moveaxis(x, 1, 0) if several else x
@@ -484,9 +486,10 @@ def categorical(
         emission_concentration: parameter of the Dirichlet prior on each state's probabilities.
         **chain: see :func:`model`.
 
-    Sites: ``probs`` (state, category), ``transition`` (state, next_state), the series. All chains start with
-    category ``k`` most likely in state ``k`` (counting modulo ``M``). From a symmetric start the likelihood
-    has a saddle, at which all states emit alike.
+    Sites: ``probs`` (state, category), ``transition`` (state, next_state), the series. Chains start with
+    category ``k`` likeliest in state ``k`` (counting modulo ``M``), away from the solution at which all
+    states emit alike, a local optimum or saddle of the likelihood. Nothing keeps them in one labelling
+    afterwards: look at ``sj.check`` and use ``sj.relabel``.
 
     Example:
         >>> import jax
