@@ -243,7 +243,7 @@ class HiddenMarkov(dist.Distribution):
     def predictive_log_prob(self, value: ArrayLike) -> Array:
         """One-step-ahead log-densities ``log p(y_t | y_<t)``, shape ``(..., T)``.
 
-        They sum to :meth:`log_prob`; they are zero where nothing was observed. This is what ``sj.fit`` stores
+        They sum to :meth:`log_prob`; they are zero (to rounding) where nothing was observed. This is what ``sj.fit`` stores
         as the pointwise ``log_likelihood``.
         """
         return self.filter(value).log_predictive

@@ -214,7 +214,8 @@ def _scan_path(
 
     if transition.ndim > 2:  # covariates: the move *into* each step, the first of which is never made
         moves = transition if not several else jnp.moveaxis(jnp.atleast_3d(transition), -3, 0)
-        moves = jnp.concatenate([moves[:1], moves])
+        never_made = jnp.broadcast_to(jnp.eye(moves.shape[-1]), (1, *moves.shape[1:]))
+        moves = jnp.concatenate([never_made, moves])
     else:
         moves = None
 

@@ -52,9 +52,10 @@ def test_the_page_of_a_series(series_fit, tmp_path):
     assert page.open == []
     assert page.headings == [
         "Summary", "The question", "Marginals and traces", "Ranks", "Intervals", "Posterior predictive",
+        "One step ahead",
         "Predictive calibration",
     ]  # fmt: skip
-    assert len(page.sources) == 5
+    assert len(page.sources) == 7  # traces, ranks, intervals of two variables, two fans, calibration
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "Series &lt;A&gt;" in text
     assert "How &lt;persistent&gt;?" in text
