@@ -54,7 +54,8 @@ def calibrate(
         engine: as in ``sj.fit``.
         num_simulations: number of data sets.
         num_samples, num_warmup: of each chain (MCMC).
-        num_ranked: draws the truth is ranked among, one less than the number of ranks.
+        num_ranked: draws the truth is ranked among, one less than the number of ranks. Keep ``num_samples``
+            ten times as large: ranks among dependent draws crowd the ends and look like a fault.
         seed: the same seed gives the same ranks.
         progress_bar: show progress.
 

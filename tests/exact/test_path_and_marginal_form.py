@@ -21,7 +21,7 @@ def test_same_posterior():
         path=True,
         engine="blocked_gibbs",
         num_warmup=300,
-        num_samples=2000,
+        num_samples=4000,
         num_chains=1,
         progress_bar=False,
     )
