@@ -66,8 +66,8 @@ class HiddenMarkov(dist.Distribution):
         ...     emission=dist.Poisson(jnp.array([15.5, 26.1])),
         ...     num_steps=4,
         ... )
-        >>> quakes.event_shape, float(quakes.log_prob(jnp.array([13.0, 14.0, 8.0, jnp.nan])).round(3))
-        ((4,), -9.068)
+        >>> quakes.event_shape, f"{quakes.log_prob(jnp.array([13.0, 14.0, 8.0, jnp.nan])):.3f}"
+        ((4,), '-9.753')
     """
 
     arg_constraints = {

@@ -367,8 +367,8 @@ def log_likelihood(
         >>> import jax.numpy as jnp
         >>> move = jnp.array([[0.9, 0.1], [0.2, 0.8]])
         >>> emission = jnp.log(jnp.array([[0.5, 0.1], [0.5, 0.1], [0.1, 0.9]]))
-        >>> float(log_likelihood(jnp.array([0.5, 0.5]), move, emission).round(4))
-        -2.4884
+        >>> print(f"{log_likelihood(jnp.array([0.5, 0.5]), move, emission):.4f}")
+        -3.6512
     """
     initial, transition, log_emission = _arrays(initial, transition, log_emission)
     length = None if length is None else jnp.asarray(length)
@@ -442,7 +442,7 @@ def viterbi(
     Example:
         >>> import jax.numpy as jnp
         >>> move = jnp.array([[0.9, 0.1], [0.2, 0.8]])
-        >>> emission = jnp.log(jnp.array([[0.5, 0.1], [0.5, 0.1], [0.1, 0.9]]))
+        >>> emission = jnp.log(jnp.array([[0.5, 0.1], [0.5, 0.1], [0.05, 0.95]]))
         >>> viterbi(jnp.array([0.5, 0.5]), move, emission).tolist()
         [0, 0, 1]
     """
@@ -547,8 +547,8 @@ def stationary(transition: ArrayLike) -> Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> stationary(jnp.array([[0.9, 0.1], [0.2, 0.8]])).round(4).tolist()
-        [0.6667, 0.3333]
+        >>> print(stationary(jnp.array([[0.9, 0.1], [0.2, 0.8]])).round(4))
+        [0.6667 0.3333]
     """
     return _stationary(jnp.asarray(transition))
 
