@@ -450,7 +450,7 @@ def multivariate_normal(
 
     def emission(num_states: int) -> Emission:
         named = {"event_dims": ["dimension"]}
-        start = scale.spread(num_states) * np.ones((num_states, dimension))
+        start = scale.spread(num_states).reshape((num_states, -1)) * np.ones((num_states, dimension))
         with numpyro.plate("state", num_states):
             loc = numpyro.sample("loc", loc_prior, infer={**named, "init": start})
             sd = numpyro.sample(
