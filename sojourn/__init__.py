@@ -5,12 +5,13 @@ import numpyro.distributions.distribution  # noqa: F401
 
 from sojourn import datasets, distributions, models
 from sojourn.diagnostics import Section, check, relabel, report
-from sojourn.inference import BlockedGibbs, Variational, calibrate, fit
+from sojourn.inference import BlockedGibbs, ParticleGibbs, Variational, calibrate, fit, read_scan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockedGibbs",
+    "ParticleGibbs",
     "Section",
     "Variational",
     "calibrate",
@@ -19,6 +20,7 @@ __all__ = [
     "distributions",
     "fit",
     "models",
+    "read_scan",
     "relabel",
     "report",
 ]

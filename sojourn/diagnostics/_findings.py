@@ -24,6 +24,7 @@ TREE_DEPTH = 0.05
 BFMI = 0.3
 KHAT = 0.7
 SWITCHED = 0.01
+PATH_UPDATE = 0.2
 
 
 def ranked(array: xr.DataArray) -> xr.DataArray:
@@ -133,11 +134,27 @@ def sampler(fit: Any) -> list[Finding]:
         "energy": _energy,
         "log_importance_ratio": _khat,
     }
-    return [
+    found = [
         reader(stats[name].transpose("chain", "draw", ...).values)
         for name, reader in readers.items()
         if name in stats
     ]
+    if "path_update" in stats:
+        found.append(_path_update(stats["path_update"]))
+    return found
+
+
+def _path_update(moved: xr.DataArray) -> Finding:
+    """The time at which the path of a particle sampler moves least."""
+    rate = moved.mean(("chain", "draw"))
+    index = int(np.argmin(rate.values))
+    value = float(np.ravel(rate.values)[index])
+    ok = value >= PATH_UPDATE
+    advice = (
+        "The path hardly moves there, and parameters stick to it however good their own effective sample size "
+        "looks: take more particles, path='ancestor' with a state that forgets its past, or a guide."
+    )
+    return Finding("path_update", value, PATH_UPDATE, ok, entry_name(rate, "path", index), "" if ok else advice)
 
 
 def _divergences(diverging: np.ndarray) -> Finding:

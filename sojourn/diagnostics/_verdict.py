@@ -42,6 +42,7 @@ _READING = {
     "divergences": ("divergent transitions", "="),
     "tree_depth": ("fraction of draws at the largest tree depth", "<"),
     "bfmi": ("smallest energy fraction of missing information", ">="),
+    "path_update": ("smallest rate at which the path moves", ">="),
     "khat": ("k-hat of the guide's importance weights", "<"),
     "label_switching": ("fraction of draws with switched labels", "<"),
     "modes": ("groups of chains in different modes", "="),

@@ -29,6 +29,8 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     - `divergences`: number of divergent transitions, zero; `tree_depth`: fraction of draws at the largest
       tree depth, below 0.05; `bfmi`: smallest energy fraction of missing information, at least 0.3
       (Betancourt 2016).
+    - `path_update`: for particle samplers, the smallest share of draws, over time, in which the path moved: at
+      least 0.2.
     - `khat`: for variational fits with `sample_stats["log_importance_ratio"]`, the Pareto shape of the
       importance ratios of the posterior to the guide, below 0.7 (Yao et al. 2018, ICML).
     - `label_switching`: fraction of draws whose states carry other labels than most, below 0.01; see

@@ -9,31 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro.infer import NUTS
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, GibbsState
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs
 from numpyro.infer.mcmc import MCMCKernel
 
 from sojourn._contract import is_path_form, marginal_form, observed_sites, series_law, trace_model
+from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
 from sojourn.inference._initial import init_to_hint
 
 __all__ = ["BlockedGibbs"]
-
-
-class _State(GibbsState):
-    """State of the composite, with the statistics of its NUTS block in reach of ``MCMC``."""
-
-    __slots__ = ()
-
-    @property
-    def diverging(self) -> Array:
-        return self.block_states[-1].diverging
-
-    @property
-    def accept_prob(self) -> Array:
-        return self.block_states[-1].accept_prob
-
-    @property
-    def num_steps(self) -> Array:
-        return self.block_states[-1].num_steps
 
 
 class BlockedGibbs(Gibbs):
@@ -61,8 +44,8 @@ class BlockedGibbs(Gibbs):
         ('chain', 'draw', 'time')
     """
 
-    stat_fields = ("diverging", "accept_prob", "num_steps")
-    _state_cls = _State
+    stat_fields = HMC_STATS
+    _state_cls = GibbsStateWithStats
 
     def __init__(self, model: Callable[..., Any], **nuts: Any):
         settings = {"init_strategy": init_to_hint(), **nuts}

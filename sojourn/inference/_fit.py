@@ -20,7 +20,10 @@ from sojourn.inference import _labels as labels
 from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
 from sojourn.inference._initial import init_to_hint
+from sojourn.inference._particle_gibbs import ParticleGibbs
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
+from sojourn.inference._scan import prepared
+from sojourn.inference._structure import check_scans
 from sojourn.inference._variational import Variational
 
 __all__ = ["ENGINES", "Engine", "fit", "resolve_engine"]
@@ -32,7 +35,12 @@ def _nuts(model: Callable[..., Any]) -> NUTS:
     return NUTS(model, init_strategy=init_to_hint())
 
 
-ENGINES: dict[str, Any] = {"nuts": _nuts, "svi": Variational(), "blocked_gibbs": BlockedGibbs}
+ENGINES: dict[str, Any] = {
+    "nuts": _nuts,
+    "svi": Variational(),
+    "particle_gibbs": ParticleGibbs,
+    "blocked_gibbs": BlockedGibbs,
+}
 """Engines by name."""
 
 _HMC_FIELDS = ("potential_energy", "energy", "num_steps", "accept_prob", "adapt_state.step_size", "diverging")
@@ -64,7 +72,8 @@ def fit(
         *args: its positional arguments, the data first. xarray and pandas objects are handed over as arrays
             and give their coordinates to the result.
         engine: ``"nuts"`` (No-U-Turn sampler), ``"svi"`` (variational inference; see
-            :class:`~sojourn.inference.Variational`), ``"blocked_gibbs"``
+            :class:`~sojourn.inference.Variational`), ``"particle_gibbs"``
+            (:class:`~sojourn.inference.ParticleGibbs`, for models with a ``scan``), ``"blocked_gibbs"``
             (:class:`~sojourn.inference.BlockedGibbs`), a configured ``Variational(...)``, or any callable
             ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``.
         num_samples: draws kept from each chain.
@@ -116,6 +125,8 @@ def fit(
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
+    check_scans(model, bare_args, bare_kwargs)
+    model = prepared(model)
     trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
     check_latents(trace)
     check_data(trace)
@@ -125,7 +136,7 @@ def fit(
         run = engine_of.run(
             model, bare_args, bare_kwargs, num_samples=num_samples, key=key_run, progress_bar=progress_bar
         )
-        draws, stats, attrs = run.draws, run.stats, run.attrs
+        draws, stats, attrs, stat_dims = run.draws, run.stats, run.attrs, {}
     else:
         kernel = engine_of(model)
         if not isinstance(kernel, MCMCKernel):
@@ -134,7 +145,7 @@ def fit(
             )
         if isinstance(kernel, HMC):
             check_gradient_engine(trace, engine_name)
-        draws, stats = _run_mcmc(
+        draws, stats, stat_dims = _run_mcmc(
             kernel, bare_args, bare_kwargs, num_warmup, num_samples, num_chains, key_run, progress_bar
         )
         attrs = {"num_warmup": num_warmup}
@@ -156,6 +167,7 @@ def fit(
     shapes = {n: v.shape[2:] for n, v in draws.items()}
     shapes |= {n: np.shape(site["value"]) for n, site in observed.items()}
     names = labels.Labels(shapes, {**trace, **marginal}, dims, coords)
+    names.dims |= {n: names.fit(n, known, stats[n].shape[2:]) for n, known in stat_dims.items()}
     constant = _constant_data(names, labels.named_arrays(model, args, kwargs), observed)
     groups = _groups(marginal, names, draws, stats, evaluation)
     if constant:
@@ -189,7 +201,7 @@ def _run_mcmc(
     num_chains: int,
     key: jax.Array,
     progress_bar: bool,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
     fields = _HMC_FIELDS if isinstance(kernel, HMC) else tuple(getattr(kernel, "stat_fields", ()))
     mcmc = MCMC(
         kernel,
@@ -211,7 +223,7 @@ def _run_mcmc(
         if depth is not None:
             deepest = depth[1] if isinstance(depth, tuple) else depth
             stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
-    return draws, stats
+    return draws, stats, getattr(kernel, "stat_dims", {})
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
@@ -220,7 +232,8 @@ def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
     if num_chains <= jax.local_device_count():
         return "parallel"
     # On one device NumPyro compiles anew for each chain of a sequence; side by side they compile once.
-    return "sequential" if isinstance(kernel, Gibbs) else "vectorized"
+    alone = isinstance(kernel, Gibbs) and not isinstance(kernel, ParticleGibbs)
+    return "sequential" if alone else "vectorized"
 
 
 def _groups(

@@ -12,7 +12,7 @@ from numpyro import handlers
 
 from sojourn._contract import Site
 from sojourn.inference._scan import ScanCall, is_latent, prepared, run_prefix, run_step, site_term
-from sojourn.inference._structure import ScanStructure, analyze, audit, canonical_carry
+from sojourn.inference._structure import ScanStructure, analyze, canonical_carry
 from sojourn.ops.particles import Move, Process
 
 __all__ = ["ScanModel", "StateSpace", "read_scan"]
@@ -71,7 +71,6 @@ def read_scan(
     model = prepared(model)
     structure = analyze(model, args, kwargs, scan=scan, plates=plates)
     refuse_deferred(structure)
-    audit(model, args, kwargs, structure)
     return ScanModel(model, args, kwargs, structure)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow.scan import _subs_wrapper
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from sojourn._contract import Site
@@ -183,7 +184,7 @@ class _prepare(Messenger):
             missing = self.missing or _has_nan(xs)
             msg["args"] = (_prepare(f, missing, inside=True), init, xs, *rest)
             return
-        if msg["type"] != "sample":
+        if msg["type"] != "sample" or msg.get("_control_flow_done"):
             return
         if self.inside and msg["infer"].get("enumerate") == "parallel":
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
@@ -224,7 +225,8 @@ class _Prepared:
         self.__wrapped__ = model
 
     def __call__(self, *args, **kwargs):
-        return _prepare(self.model, _has_nan((args, kwargs)))(*args, **kwargs)
+        data = {n: v for n, v in kwargs.items() if n != GIBBS_SITES_KWARG}
+        return _prepare(self.model, _has_nan((args, data)))(*args, **kwargs)
 
 
 def prepared(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,6 +236,10 @@ def prepared(model: Callable[..., Any]) -> Callable[..., Any]:
     enumeration are taken off sites inside a scan, where sojourn has its own.
     """
     return model if isinstance(model, _Prepared) else _Prepared(model)
+
+
+def is_prepared(model: Callable[..., Any]) -> bool:
+    return isinstance(model, _Prepared)
 
 
 def enclosing_handlers(kind: type) -> list[Any]:

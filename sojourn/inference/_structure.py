@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro import handlers
+from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import do, reparam
 from numpyro.ops.provenance import eval_provenance
 
@@ -26,7 +27,7 @@ from sojourn.inference._scan import (
     site_term,
 )
 
-__all__ = ["ScanStructure", "analyze", "audit", "check_scans", "scan_numbers"]
+__all__ = ["ScanStructure", "analyze", "audit", "check_scans", "scan_numbers", "with_plates"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,16 @@ class ScanStructure:
     """Where the memory is infinite, the entries of the carry that remember."""
     deferred: tuple[str, ...] = ()
     """Sites after the scan whose law depends on it."""
-    carry_axes: tuple[tuple[int, ...] | None, ...] = field(default=(), repr=False)
-    value_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
-    depends: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False)
-    touched: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    discrete: tuple[str, ...] = field(default=(), repr=False)
+    """The discrete ones of the parameters."""
+    subsampled: tuple[str, ...] = field(default=(), repr=False)
+    """Plates that take a subsample."""
+    has_deterministic: bool = field(default=False, repr=False)
+    """Whether the model has ``deterministic`` sites."""
+    carry_axes: tuple[tuple[int, ...] | None, ...] = field(default=(), repr=False, compare=False)
+    value_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    depends: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False, compare=False)
+    touched: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False, compare=False)
     weighing: tuple[str, ...] = field(default=(), repr=False)
     """Observed sites before the scan whose density depends on the initial sites."""
 
@@ -118,6 +125,8 @@ class _Outline:
 
     sites: dict[str, dict[str, Any]]
     scans: int
+    subsampled: tuple[str, ...]
+    has_deterministic: bool
 
 
 def _outline(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Outline:
@@ -135,6 +144,8 @@ def _outline(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
             if msg["type"] == "sample":
                 found[msg["name"]] = {}
 
+    other: dict[str, Any] = {}
+
     def run(key):
         with handlers.block(), watch, _Record() as trace, handlers.seed(rng_seed=key):
             model(*args, **kwargs)
@@ -147,8 +158,15 @@ def _outline(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
                 "discrete": bool(fn.support.is_discrete),
                 "event_dim": fn.event_dim,
                 "plates": tuple(Plate(f.name, f.dim, int(f.size)) for f in site["cond_indep_stack"]),
+                "treatment": _treatment(site),
                 "infer": {k: v for k, v in site["infer"].items() if not k.startswith("_")},
             }
+        other["deterministic"] = any(s["type"] == "deterministic" for s in trace.values())
+        other["subsampled"] = tuple(
+            n
+            for n, s in trace.items()
+            if s["type"] == "plate" and s["args"][1] is not None and s["args"][1] < s["args"][0]
+        )
         return {n: s["value"] for n, s in trace.items() if s["type"] == "sample"}
 
     values = jax.eval_shape(run, random.key(0))
@@ -167,7 +185,32 @@ def _outline(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
             f"handlers.reparam is set on {_quoted(moved)}, which lies inside a scan, where NumPyro cannot follow: "
             "apply it to the transition function."
         )
-    return _Outline(found, watch.count)
+    return _Outline(found, watch.count, other["subsampled"], other["deterministic"])
+
+
+def _treatment(site: Mapping[str, Any]) -> tuple[Any, int]:
+    """What handlers did to a site: its scale (if known now), and how many masks lie on its law."""
+    scale, fn, masks = site["scale"], site["fn"], 0
+    while hasattr(fn, "base_dist"):
+        masks += isinstance(fn, MaskedDistribution)
+        fn = fn.base_dist
+    return ("traced" if isinstance(scale, jax.core.Tracer) else scale), masks
+
+
+def _check_treatment(sites: Mapping[str, Any], mine: list[str], inside: Mapping[str, Any]) -> None:
+    """Refuse a handler around the scan that changes its sites where the transition function does not see it."""
+    if set(mine) != set(inside):
+        raise ValueError(
+            f"The sites of the scan are {_quoted(sorted(mine))} from outside and {_quoted(sorted(inside))} from "
+            "inside: a handler around it (scope, ...) renames them; move it into the transition function."
+        )
+    for name in mine:
+        for what, outer, inner in zip(("scale", "mask"), sites[name]["treatment"], inside[name], strict=True):
+            if not np.array_equal(outer, inner):
+                raise ValueError(
+                    f"A handler around the scan sets a {what} on its site '{name}', which no single step sees: move "
+                    "it into the transition function."
+                )
 
 
 def _quoted(names: Any) -> str:
@@ -310,7 +353,8 @@ def analyze(
     def one_step(**given):
         call, _ = run_prefix(model, args, kwargs, index=index, values=given["outside"])
         carry = jax.tree.unflatten(tree, [given[f"carry {k}"] for k in range(len(leaves))])
-        new, _, _ = run_step(call, carry, given["x"], given["t"], values=given["values"])
+        new, _, trace = run_step(call, carry, given["x"], given["t"], values=given["values"])
+        facts["inside"] = {n: _treatment(s) for n, s in trace.items() if s["type"] == "sample"}
         return jax.tree.leaves(new)
 
     made = eval_provenance(
@@ -321,6 +365,7 @@ def analyze(
         t=jax.ShapeDtypeStruct((), jnp.int32),
         **{f"carry {k}": leaf for k, leaf in enumerate(leaves)},
     )
+    _check_treatment(sites, mine, facts["inside"])
     size = len(leaves)
     depends = np.array([[f"carry {k}" in made[j] for k in range(size)] for j in range(size)], bool)
     depends = depends.reshape(size, size)
@@ -355,10 +400,14 @@ def analyze(
     constant = True
     if (~touched).any():
         constant = all(made[k] == frozenset({f"carry {k}"}) for k in np.flatnonzero(~touched))
+    parameters = tuple(n for n in latents if n not in path and n not in initial)
     structure = ScanStructure(
         path_sites=path,
         initial_sites=tuple(initial),
-        global_sites=tuple(n for n in latents if n not in path and n not in initial),
+        global_sites=parameters,
+        discrete=tuple(n for n in parameters if sites[n]["discrete"]),
+        subsampled=outline.subsampled,
+        has_deterministic=outline.has_deterministic,
         observed_sites=tuple(n for n in mine if not sites[n]["latent"]),
         memory=memory,
         parallel=not depends[touched].any() and constant,
@@ -372,12 +421,19 @@ def analyze(
         weighing=tuple(n for n in before if n not in initial and terms[n] & set(initial)),
     )
     if plates:
-        structure = _with_plates(structure, sites, model, args, kwargs)
+        structure = with_plates(structure, model, args, kwargs, outline)
     return structure
 
 
-def _with_plates(structure, sites, model, args, kwargs):
-    """Keep the plates around every site of the scan if nothing passes between their elements."""
+def with_plates(
+    structure: ScanStructure,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    outline: _Outline | None = None,
+) -> ScanStructure:
+    """Add the plates around every site of the scan, if nothing passes between their elements."""
+    sites = (outline or _outline(model, args, kwargs)).sites
     concerned = [
         *structure.path_sites,
         *structure.observed_sites,
@@ -497,8 +553,8 @@ def audit(
 ) -> None:
     """Compare the sum of the steps' densities with NumPyro's own joint density at a draw from the prior.
 
-    They differ when a handler outside the scan (``mask``, ``scale``, ``scope``, ...) changes its sites where the
-    transition function does not see it.
+    They differ when something outside the scan changes its sites where the transition function does not see it.
+    ``analyze`` refuses the handlers that do; this asks the numbers, for a model that does something stranger.
     """
 
     def both(key):

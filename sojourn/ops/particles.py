@@ -16,7 +16,7 @@ from jax.scipy.special import logsumexp
 
 from sojourn.ops.resampling import SCHEMES, draw, effective_sample_size
 
-__all__ = ["Move", "Process", "Sweep", "particle_sweep", "pick", "run_filter"]
+__all__ = ["Move", "Process", "Sweep", "lanes", "particle_sweep", "pick", "run_filter"]
 
 PATHS = ("ancestor", "backward", "genealogy")
 
@@ -122,6 +122,25 @@ def _by_system(fn: Callable[..., Array], systems: tuple[int, ...]) -> Callable[.
     return mapped
 
 
+def lanes(key: Array, num: int) -> Array:
+    """``num`` keys that differ from ``key`` by a counter, without a hash for each.
+
+    Threefry is made for keys in sequence (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"); of
+    other generators the key is split. To be used on a fresh key, once: neighbours of one key are its lanes.
+
+    Example:
+        >>> len(set(random.bits(k) .item() for k in lanes(random.key(0), 5)))
+        5
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.vmap(random.key_data)(lanes(random.wrap_key_data(key), num))
+    if random.key_impl(key) != "threefry2x32":
+        return random.split(key, num)
+    words = random.key_data(key)
+    counter = words[1] + jnp.arange(num, dtype=words.dtype)
+    return random.wrap_key_data(jnp.stack([jnp.broadcast_to(words[0], (num,)), counter], 1))
+
+
 def _set_first(tree: Any, values: Any) -> Any:
     return jax.tree.map(lambda v, r: v.at[0].set(r.astype(v.dtype)), tree, values)
 
@@ -137,6 +156,12 @@ def _row(tree: Any, t: Array) -> Any:
 def _proper(log_weight: Array) -> Array:
     """A weight that is not a number counts as zero."""
     return jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+
+
+def _normalise(log_weight: Array) -> Array:
+    """Weights that sum to one; equal ones where all are zero, so that a hopeless start still gives a path."""
+    total = logsumexp(log_weight, 0)
+    return jnp.where(jnp.isneginf(total), -jnp.log(log_weight.shape[0]), log_weight - total)
 
 
 def particle_sweep(
@@ -190,7 +215,7 @@ def particle_sweep(
     one_of = _by_system(draw, systems)
     key_start, key_moves, key_path = random.split(key, 3)
 
-    carry, start, log_weight = jax.vmap(process.start)(random.split(key_start, n))
+    carry, start, log_weight = jax.vmap(process.start)(lanes(key_start, n))
     log_weight = _proper(log_weight + zero)
     if reference is not None:
         first_carry, first_weight = process.start_at(reference[0])
@@ -198,9 +223,11 @@ def particle_sweep(
         log_weight = log_weight.at[0].set(_proper(first_weight))
 
     def reference_ahead(carry, t):
-        """Log-density of the next ``memory`` steps of the reference, from each particle."""
+        """The reference's next step from each particle, and the log-density of its next ``memory`` steps."""
 
         def single(state):
+            step = process.move_to(state, _row(process.xs, t), t, _row(reference[1], t))
+
             def ahead(running, lag):
                 state, total = running
                 at = jnp.minimum(t + lag, process.length - 1)
@@ -208,16 +235,24 @@ def particle_sweep(
                 total = total + jnp.where(t + lag < process.length, step.log_joint, 0.0)
                 return (_cast(step.carry, state), total), None
 
-            if memory == 1:
-                return ahead((state, zero), 0)[0][1]
-            return lax.scan(ahead, (state, zero), jnp.arange(min(memory, process.length)))[0][1]
+            total = step.log_joint
+            if memory > 1:
+                lags = jnp.arange(1, min(memory, process.length))
+                total = lax.scan(ahead, (_cast(step.carry, state), total), lags)[0][1]
+            return step, total
 
-        return _proper(jax.vmap(single)(carry))
+        return jax.vmap(single)(carry)
+
+    move_axes = None
+    if systems:
+        ours = (process.carry_axes, process.value_axes)
+        each = tuple(range(len(systems)))
+        move_axes = (*(ours[0] or ()), *(ours[1] or ()), each, each, each)
 
     def body(running, inputs):
         carry, log_weight = running
-        x, t, key = inputs
-        key_ancestor, key_resample, key_move = random.split(key, 3)
+        x, t, keys = inputs
+        key_ancestor, key_resample, key_move = keys[0], keys[1], keys[2]
         staged = log_weight
         if process.twist is not None:
             staged = staged + jax.vmap(lambda c: process.twist(c, x, t))(carry)
@@ -228,7 +263,8 @@ def particle_sweep(
             # multinomial resampling only.
             own = jnp.zeros(systems, int)
             if path == "ancestor":
-                own = one_of(key_ancestor, log_weight + reference_ahead(carry, t))
+                ahead, density = reference_ahead(carry, t)
+                own = one_of(key_ancestor, log_weight + _proper(density))
             ancestor = conditional(key_resample, staged, own)
         base = jnp.full((n, *systems), -jnp.log(n)) + zero
         if ess_threshold is not None:
@@ -237,9 +273,12 @@ def particle_sweep(
             ancestor = jnp.where(resample, ancestor, stay)
             base = jnp.where(resample, base, jax.nn.log_softmax(staged, 0))
         parents = pick(carry, ancestor, process.carry_axes, systems)
-        moved = jax.vmap(process.move, (0, 0, None, None))(random.split(key_move, n), parents, x, t)
+        moved = jax.vmap(process.move, (0, 0, None, None))(lanes(key_move, n), parents, x, t)
         if reference is not None:
-            kept = process.move_to(jax.tree.map(lambda v: v[0], parents), x, t, _row(reference[1], t))
+            if path == "ancestor":
+                kept = pick(ahead, ancestor[0], move_axes, systems)
+            else:
+                kept = process.move_to(jax.tree.map(lambda v: v[0], parents), x, t, _row(reference[1], t))
             moved = _set_first(moved, kept)
         increment = moved.log_weight
         if process.twist is not None:  # out again, with the normaliser of the stage weights
@@ -247,17 +286,20 @@ def particle_sweep(
         log_weight = base + _proper(increment)
         carry = _cast(moved.carry, carry)
         kept_history = (log_weight, carry) if path == "backward" or keep_history else None
-        outputs = (moved.values, ancestor, effective_sample_size(log_weight), logsumexp(log_weight, 0))
-        # Normalised, so that the sum of a long series loses nothing.
-        log_weight = log_weight - logsumexp(log_weight, 0)
-        return (carry, log_weight), (outputs, kept_history)
+        outputs = (
+            moved.values,
+            ancestor,
+            effective_sample_size(_normalise(log_weight)),
+            logsumexp(log_weight, 0),
+        )
+        return (carry, _normalise(log_weight)), (outputs, kept_history)
 
     first = logsumexp(log_weight, 0)
     steps = jnp.arange(process.length)
     (last_carry, last_weight), ((values, ancestors, ess, increments), history) = lax.scan(
         body,
-        (carry, log_weight - first),
-        (process.xs, steps, random.split(key_moves, process.length)),
+        (carry, _normalise(log_weight)),
+        (process.xs, steps, random.split(key_moves, (process.length, 3))),
     )
     key_last, key_back = random.split(key_path)
     last = one_of(key_last, last_weight)

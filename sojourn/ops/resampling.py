@@ -119,21 +119,20 @@ def conditional_systematic(key: Array, log_weights: Array, index: Array) -> Arra
         [2, 3, 0, 1]
     """
     n = log_weights.shape[0]
-    key_place, key_side, key_copy = random.split(key, 3)
+    place, side, copy = random.uniform(key, (3,))
     weights = jnp.roll(jax.nn.softmax(log_weights), -index)
     m = n * weights[0]
     whole = jnp.floor(m)
     part = m - whole
-    place = random.uniform(key_place)
     # Density whole + 1 on [0, part), whole on [part, 1).
-    lower = (random.uniform(key_side) * m < part * (whole + 1.0)) | (m <= 1.0)
+    lower = (side * m < part * (whole + 1.0)) | (m <= 1.0)
     offset = jnp.where(lower, place * jnp.where(m <= 1.0, m, part), part + place * (1.0 - part))
     cumulative = jnp.cumsum(weights)
     points = (offset + jnp.arange(n)) / n * cumulative[-1]
     found = jnp.searchsorted(cumulative, points, side="right", method="scan")
     found = jnp.minimum(found, n - 1 - jnp.argmax(weights[::-1] > 0))
     copies = jnp.maximum(jnp.sum(found == 0), 1)
-    shift = jnp.minimum((random.uniform(key_copy) * copies).astype(int), copies - 1)
+    shift = jnp.minimum((copy * copies).astype(int), copies - 1)
     found = jnp.roll(found, -shift).at[0].set(0)
     return (found + index) % n
 
