@@ -217,7 +217,7 @@ def _run_mcmc(
     stats = {_ARVIZ_NAMES.get(n, n): np.asarray(v) for n, v in extra.items()}
     if "lp" in stats:
         stats["lp"] = -stats["lp"]
-    if "n_steps" in stats:
+    if "n_steps" in stats and isinstance(kernel, HMC):
         stats["tree_depth"] = np.floor(np.log2(np.maximum(stats["n_steps"], 1))).astype(int) + 1
         depth = getattr(kernel, "_max_tree_depth", None)
         if depth is not None:

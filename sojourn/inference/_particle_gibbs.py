@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,14 @@ from jax import Array, random
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.infer import NUTS
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, with_conditioning
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, with_conditioning
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
 from sojourn.inference._initial import init_to_hint
+from sojourn.inference._interweave import Innovations
 from sojourn.inference._parallel_scan import parallel_in_time
 from sojourn.inference._read import ScanModel, StateSpace, refuse_deferred
 from sojourn.inference._scan import is_prepared, prepared, run_prefix
@@ -304,6 +306,11 @@ class ParticleGibbs(Gibbs):
         num_particles: at least 2.
         inner_kernel: kernel for the parameters: a class or function ``model -> MCMCKernel``, such as
             ``partial(NUTS, target_accept_prob=0.9)``. Must be usable as a block of ``numpyro.infer.Gibbs``.
+        interweave: give the parameters a second update at each turn, given the innovations of the path instead
+            of the path (Yu and Meng 2011, *JCGS* 20:531), by a second inner kernel. Scales of a path that the data
+            say little about, which the path else pins down, then move several times as fast. ``"auto"`` does so for
+            every site of a location-scale law (normal, Student, Laplace, ...) if the inner kernel is NUTS or HMC;
+            names of sites, or ``False``, otherwise.
         parallel_in_time: evaluate the scan at all times at once while the path stays put, where each carry is a
             function of its own step's latent values.
         **options: as for :class:`ConditionalSMC`.
@@ -336,12 +343,14 @@ class ParticleGibbs(Gibbs):
         num_particles: int = 100,
         inner_kernel: Callable[..., MCMCKernel] | None = None,
         *,
+        interweave: str | bool | Sequence[str] = "auto",
         parallel_in_time: bool = True,
         **options: Any,
     ):
         model = prepared(model)
         if inner_kernel is None:
-            inner = NUTS(model, init_strategy=init_to_hint())
+            inner_kernel = partial(NUTS, init_strategy=init_to_hint())
+            inner = inner_kernel(model)
         elif isinstance(inner_kernel, MCMCKernel):
             raise ValueError(
                 "`inner_kernel` is a class or function that takes the model, such as partial(NUTS, "
@@ -349,7 +358,10 @@ class ParticleGibbs(Gibbs):
             )
         else:
             inner = inner_kernel(model)
-        self._parallel = parallel_in_time
+        self._parallel, self._interweave, self._inner_kernel = parallel_in_time, interweave, inner_kernel
+        self._innovations: Innovations | None = None
+        self._second: Any = None
+        self._many = False
         super().__init__([(ConditionalSMC(model, num_particles, **options), self._own_sites), (inner, None)])
         self._conditioned = self._kernels
         self.stat_dims: dict[str, list[str]] = {}
@@ -384,12 +396,14 @@ class ParticleGibbs(Gibbs):
             "path_update": ["time", *plates],
         }
         inner = self._conditioned[1]
+        self._many = not is_prng_key(rng_key)
         if not self._whole.global_sites:
             self._kernels, self._specs = (block,), (self._own_sites,)
         else:
             if self._parallel and self._whole.parallel:
                 inner = inner.wrap_model(lambda model: parallel_in_time(model, self._whole.index))
             self._kernels, self._specs = (block, inner), (self._own_sites, None)
+        self._set_up_interweaving(inner)
 
         def start(key, values, params):
             return self._init_chain(key, num_warmup, values, init_params or params, model_args, kwargs)
@@ -434,8 +448,38 @@ class ParticleGibbs(Gibbs):
         for inner in rest:
             given = with_conditioning(kwargs, states[0].z)
             states.append(inner.init(key_rest, num_warmup, params, model_args, given))
+        if self._innovations is not None:
+            given = with_conditioning(kwargs, self._to_innovations(values, states[0].z, model_args, kwargs))
+            states.append(
+                self._second.init(random.fold_in(key_rest, 1), num_warmup, params, model_args, given)
+            )
         self._sample_fn = self._sample_one
         return self._state_cls(self._merge_z(states), tuple(states), key)
+
+    def _set_up_interweaving(self, inner: MCMCKernel) -> None:
+        able, wanted = self._whole.location_scale, self._interweave
+        if wanted == "auto":
+            wanted = tuple(able) if isinstance(inner, HMC) else ()
+        elif isinstance(wanted, bool):
+            wanted = tuple(able) if wanted else ()
+        unable = [n for n in wanted if n not in able]
+        if unable:
+            raise ValueError(
+                f"Site '{unable[0]}' cannot be interweaved: it is no latent site of the path of a "
+                "location-scale law."
+            )
+        self._innovations = self._second = None
+        if not wanted or not self._whole.global_sites:
+            return
+        if not isinstance(inner, HMC):
+            raise ValueError("`interweave` needs an inner kernel of the HMC family.")
+        self._innovations = Innovations(self._model, {n: able[n] for n in wanted})
+        self._second = self._inner_kernel(self._innovations.model).wrap_model(conditioned)
+
+    def _to_innovations(self, parameters, path, model_args, kwargs):
+        """What the second kernel holds fixed: innovations, and the sites of the path that have none."""
+        rest = {n: v for n, v in path.items() if n not in self._innovations.sites}
+        return {**rest, **self._innovations.of({**parameters, **path}, model_args, kwargs)}
 
     def _starts(
         self, keys: Array, model_args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -456,14 +500,47 @@ class ParticleGibbs(Gibbs):
 
         return jax.jit(jax.vmap(one))(keys) if names else ({}, {})
 
-    def sample(self, state, model_args, model_kwargs):
-        if is_prng_key(state.rng_key):
-            return self._sample_chain(state, model_args, model_kwargs)
-        return jax.vmap(lambda s: self._sample_chain(s, model_args, model_kwargs))(state)
+    @property
+    def is_ensemble_kernel(self) -> bool:
+        # NumPyro then shows the diagnostics of vectorized chains beside the progress bar.
+        return self._many
 
-    def _sample_chain(self, state, model_args, model_kwargs):
+    def sample(self, state, model_args, model_kwargs):
+        def chain(state):
+            return self._sample_chain(state, model_args, dict(model_kwargs or {}))
+
+        own = state.block_states[0].rng_key
+        if is_prng_key(own):
+            return chain(state)
+        if not is_prng_key(state.rng_key):
+            return jax.vmap(chain)(state)
+        # A continued run of vectorized chains comes with one key.
+        key, key_chains = random.split(state.rng_key)
+        chains = jax.vmap(chain)(state._replace(rng_key=random.split(key_chains, len(own))))
+        return chains._replace(rng_key=key)
+
+    def _sample_chain(self, state, model_args, kwargs):
         # NumPyro's Gibbs never reads its own key once its blocks have theirs, so that two continuations of one state
         # under different keys would be the same: here the blocks' keys come from it at every step.
         keys = random.split(state.rng_key, len(state.block_states) + 1)
         blocks = tuple(b._replace(rng_key=k) for b, k in zip(state.block_states, keys[1:], strict=True))
-        return super().sample(state._replace(block_states=blocks, rng_key=keys[0]), model_args, model_kwargs)
+        state = super().sample(state._replace(block_states=blocks, rng_key=keys[0]), model_args, kwargs)
+        state = state._replace(rng_key=keys[0])
+        return (
+            state if self._innovations is None else self._sample_given_innovations(state, model_args, kwargs)
+        )
+
+    def _sample_given_innovations(self, state, model_args, kwargs):
+        block, first, second = state.block_states
+        inner = self._kernels[1]
+        parameters = inner.get_constrain_fn(model_args, with_conditioning(kwargs, block.z))(first.z)
+        fixed = self._to_innovations(parameters, block.z, model_args, kwargs)
+        given = with_conditioning(kwargs, fixed)
+        second = self._second.refresh(second._replace(z=first.z), model_args, given)
+        second = self._second.sample(second, model_args, given)
+        parameters = self._second.get_constrain_fn(model_args, given)(second.z)
+        parameters = {n: parameters[n] for n in self._whole.global_sites}
+        path = {**block.z, **self._innovations.values({**parameters, **fixed}, model_args, kwargs)}
+        first = inner.refresh(first._replace(z=second.z), model_args, with_conditioning(kwargs, path))
+        blocks = (block._replace(z=path), first, second)
+        return state._replace(z=self._merge_z(blocks), block_states=blocks)

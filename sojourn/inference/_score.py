@@ -104,7 +104,9 @@ class Parametric:
         trace = self._trace(lambda site: None)
         inside = [n for n, s in trace.items() if s["type"] == "param" and s.get("_control_flow_done")]
         if inside:
-            raise NotImplementedError(f"The parameters {_quoted(inside)} are declared inside the scan: move them out.")
+            raise NotImplementedError(
+                f"The parameters {_quoted(inside)} are declared inside the scan: move them out."
+            )
         wanted = set(read.structure.global_sites)
         self.names = tuple(sorted(n for n, s in trace.items() if n in wanted or s["type"] == "param"))
         values = {n: jax.tree.map(jnp.asarray, trace[n]["value"]) for n in self.names}
@@ -120,7 +122,9 @@ class Parametric:
         self._sampled = {n for n in self.names if trace[n]["type"] == "sample"}
         self._like = jax.eval_shape(lambda: values)
         _, self._unravel = ravel_pytree(values)
-        free, self._unravel_free = ravel_pytree({n: _transform(trace[n])._inverse(values[n]) for n in self.names})
+        free, self._unravel_free = ravel_pytree(
+            {n: _transform(trace[n])._inverse(values[n]) for n in self.names}
+        )
         self.size = free.size
         self.moving_carry, self.moving_inputs = self._moving(values, trace)
 
@@ -167,7 +171,9 @@ class Parametric:
         if missing or unknown:
             said = [f"{_quoted(missing)} has no value"] * bool(missing)
             said += [f"it has no {_quoted(unknown)}"] * bool(unknown)
-            raise ValueError(f"`parameters` must be those of the model, {_quoted(self.names)}: {', '.join(said)}.")
+            raise ValueError(
+                f"`parameters` must be those of the model, {_quoted(self.names)}: {', '.join(said)}."
+            )
 
         def fill(name, value, like):
             if jnp.shape(value) != like.shape:
@@ -193,11 +199,17 @@ class Parametric:
 
     def outside_at(self, vector: Array) -> Outside:
         """The model at a vector on the parameters' own scale."""
-        return self._outside(lambda site, values=self._unravel(vector): values.get(site["name"]))
+        values = self._unravel(vector)
+        return self._outside(lambda site: values.get(site["name"]))
 
     def _outside(self, place):
         structure = self.read.structure
-        within = {*structure.path_sites, *structure.observed_sites, *structure.initial_sites, *structure.weighing}
+        within = {
+            *structure.path_sites,
+            *structure.observed_sites,
+            *structure.initial_sites,
+            *structure.weighing,
+        }
         trace = self._trace(place)
         likelihood, prior = jnp.zeros(()), jnp.zeros(())
         for name, site in trace.items():
@@ -223,7 +235,9 @@ class Parametric:
             transform, like = _transform(site), self._like[name]
             hint = given.get(name, site["infer"].get("init") if site["type"] == "sample" else None)
             if hint is not None:
-                hint = jax.tree.map(lambda v, a: jnp.broadcast_to(jnp.asarray(v, a.dtype), a.shape), hint, like)
+                hint = jax.tree.map(
+                    lambda v, a: jnp.broadcast_to(jnp.asarray(v, a.dtype), a.shape), hint, like
+                )
                 free[name] = transform._inverse(hint)
             elif site["type"] == "sample":
                 try:
@@ -248,7 +262,11 @@ class Parametric:
         zero = jnp.zeros_like(vector)
         # Inside the recursion the parameters stand as their own Taylor polynomial, so that the way from the
         # unconstrained scale is differentiated once and not at every step.
-        values_at = (lambda eps: self.outside(vector + eps).values) if free else (lambda eps: self.unflat(vector + eps))
+        values_at = (
+            (lambda eps: self.outside(vector + eps).values)
+            if free
+            else (lambda eps: self.unflat(vector + eps))
+        )
         expansion = _expand(values_at, zero, order)
         base = read.at(values_at(zero)).process()
         # One system: backwards through the step, whatever the number of parameters.

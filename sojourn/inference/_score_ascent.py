@@ -147,7 +147,9 @@ class ScoreAscent:
         if estimator not in _ESTIMATORS:
             raise ValueError(f"`estimator` of ScoreAscent must be 'ppg' or 'paris', not {estimator!r}.")
         if not 0 < average <= 1:
-            raise ValueError(f"`average` of ScoreAscent is a share of the steps, above 0 and at most 1, not {average!r}.")
+            raise ValueError(
+                f"`average` of ScoreAscent is a share of the steps, above 0 and at most 1, not {average!r}."
+            )
         if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
             raise ValueError(f"`optimizer` of ScoreAscent must be an optax optimiser, not {optimizer!r}.")
         self.optimizer = optimizer
@@ -279,7 +281,9 @@ class ScoreAscent:
                 )
             else:
                 keys = jax.random.split(key, self.num_sweeps)
-                swept = jax.vmap(lambda k: paris_sweep(process, k, self.num_particles, statistic, **self._options))(keys)
+                swept = jax.vmap(
+                    lambda k: paris_sweep(process, k, self.num_particles, statistic, **self._options)
+                )(keys)
                 moments, log_evidence = swept.estimate, swept.log_evidence
             total = parametric.total_score(vector, moments.score.mean(0), free=True, prior=self.prior)
             return total, path, log_evidence.reshape(self.num_sweeps, -1).sum(1).mean()
@@ -317,7 +321,9 @@ class ScoreAscent:
             except KeyboardInterrupt:
                 if not outputs:
                     raise
-        iterates, log_evidence, fine = (np.concatenate(v)[: self.num_steps] for v in zip(*outputs, strict=True))
+        iterates, log_evidence, fine = (
+            np.concatenate(v)[: self.num_steps] for v in zip(*outputs, strict=True)
+        )
         if not fine[-_BLOCK:].any():
             raise RuntimeError(
                 "The score is not finite at the parameters that were reached: lower the optimiser's step size, or "
@@ -332,7 +338,13 @@ class ScoreAscent:
         def look(vector, path, key):
             process, statistic = parametric.statistic(vector, free=True, order=2)
             _, moments, _ = parisian_gibbs(
-                process, key, self.num_particles, statistic, path, self.num_information_sweeps, **self._options
+                process,
+                key,
+                self.num_particles,
+                statistic,
+                path,
+                self.num_information_sweeps,
+                **self._options,
             )
             mean = jax.tree.map(lambda v: v.mean(0), moments)
             score = parametric.total_score(vector, mean.score, free=True, prior=self.prior)

@@ -200,7 +200,9 @@ def backward_options(backward: str, num_particles: int, num_backward: int, num_t
     return {"num_backward": num_backward, "backward": backward, "num_tries": num_tries}
 
 
-def first_path(process: Process, key: Array, num_particles: int, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def first_path(
+    process: Process, key: Array, num_particles: int, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """A path from a free sweep: initial values and path values."""
     nothing = Statistic(lambda carry, values: (), lambda total, step: total)
     swept = paris_sweep(process, key, num_particles, nothing, **options)
@@ -225,7 +227,9 @@ class _Target(NamedTuple):
         arrays = {n: jnp.asarray(v) for n, v in start.items()}
         wrong = [n for n, v in arrays.items() if v.shape[:1] != (num_repeats,)]
         if wrong:
-            raise ValueError(f"`start` must hold a path for each of {num_repeats} repetitions; see '{wrong[0]}'.")
+            raise ValueError(
+                f"`start` must hold a path for each of {num_repeats} repetitions; see '{wrong[0]}'."
+            )
         return {n: arrays[n] for n in self.initial_sites}, {n: arrays[n] for n in self.path_sites}
 
 
@@ -243,7 +247,9 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
         build = partial(parametric.statistic, vector, free=False)
         return _Target(build, show, structure.path_sites, structure.initial_sites)
     if not callable(functional):
-        raise ValueError(f"`functional` must be a function h(carry, carry_next, x) or 'score', not {functional!r}.")
+        raise ValueError(
+            f"`functional` must be a function h(carry, carry_next, x) or 'score', not {functional!r}."
+        )
     # A functional of the whole carry does not fall apart with the plates of the model.
     read = read_scan(model, *args, plates=False, **kwargs)
     structure = read.structure
@@ -272,7 +278,9 @@ def _term(functional: Callable[..., Any]) -> Callable[[Step], Any]:
     )
 
 
-def _gather(target: _Target, one, num_repeats: int, num_burn: int, seed: int, references: Any = None) -> Smoothed:
+def _gather(
+    target: _Target, one, num_repeats: int, num_burn: int, seed: int, references: Any = None
+) -> Smoothed:
     """Run the repetitions and put their estimates together."""
 
     @jax.jit
@@ -312,4 +320,6 @@ def _check(num_particles, num_backward, num_tries, num_repeats, num_sweeps, num_
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < bound:
             raise ValueError(f"`{name}` must be a whole number of at least {bound}, not {value!r}.")
     if num_burn >= num_sweeps:
-        raise ValueError(f"`num_burn` ({num_burn}) must leave some of the {num_sweeps} sweeps (`num_sweeps`).")
+        raise ValueError(
+            f"`num_burn` ({num_burn}) must leave some of the {num_sweeps} sweeps (`num_sweeps`)."
+        )

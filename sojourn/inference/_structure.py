@@ -15,6 +15,7 @@ from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import do, reparam
 from numpyro.ops.provenance import eval_provenance
 
+from sojourn.inference._interweave import location_scale
 from sojourn.inference._scan import (
     Plate,
     ScanCall,
@@ -64,6 +65,8 @@ class ScanStructure:
     """The discrete ones of the parameters."""
     subsampled: tuple[str, ...] = field(default=(), repr=False)
     """Plates that take a subsample."""
+    location_scale: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Sites of the path, or before it, whose law has a location and a scale, and its other parameters."""
     has_deterministic: bool = field(default=False, repr=False)
     """Whether the model has ``deterministic`` sites."""
     carry_axes: tuple[tuple[int, ...] | None, ...] = field(default=(), repr=False, compare=False)
@@ -156,9 +159,11 @@ def _outline(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
             found[name] |= {
                 "latent": is_latent(site),
                 "discrete": bool(fn.support.is_discrete),
+                "finite": bool(fn.has_enumerate_support),
                 "event_dim": fn.event_dim,
                 "plates": tuple(Plate(f.name, f.dim, int(f.size)) for f in site["cond_indep_stack"]),
                 "treatment": _treatment(site),
+                "shape_params": location_scale(fn),
                 "infer": {k: v for k, v in site["infer"].items() if not k.startswith("_")},
             }
         other["deterministic"] = any(s["type"] == "deterministic" for s in trace.values())
@@ -407,6 +412,9 @@ def analyze(
         global_sites=parameters,
         discrete=tuple(n for n in parameters if sites[n]["discrete"]),
         subsampled=outline.subsampled,
+        location_scale={
+            n: sites[n]["shape_params"] for n in (*path, *initial) if sites[n]["shape_params"] is not None
+        },
         has_deterministic=outline.has_deterministic,
         observed_sites=tuple(n for n in mine if not sites[n]["latent"]),
         memory=memory,

@@ -43,7 +43,7 @@ from sojourn.ops.particles import (
     _set_first,
     pick,
 )
-from sojourn.ops.resampling import conditional_multinomial, draw, multinomial
+from sojourn.ops.resampling import _inverse_cdf, conditional_multinomial, draw, multinomial
 
 __all__ = ["BACKWARD", "Parisian", "Statistic", "Step", "additive", "paris_sweep", "parisian_gibbs"]
 
@@ -148,8 +148,6 @@ def paris_sweep(
     n, m, systems = num_particles, num_backward, process.systems
     free, conditional = _by_system(multinomial, systems), _by_system(conditional_multinomial, systems)
     one_of = _by_system(draw, systems)
-    rows_of = _by_system(lambda key, w: draw(key, w, (n * m,)), systems)
-    several_of = _by_system(lambda key, w: draw(key, w, (m,)), systems)
     own = jnp.zeros(systems, int)
     key_start, key_moves, key_last = random.split(key, 3)
 
@@ -170,31 +168,36 @@ def paris_sweep(
 
     def draw_back(key, carry, log_weight, ancestor, moved, x, t):
         """``(M N, *systems)`` indices from the backward law."""
-        key_rows, key_first = random.split(key)
 
-        def pairs(values):
-            return _proper(jax.vmap(lambda c: process.move_to(c, x, t, values).log_joint)(carry))
+        def joint(values):
+            """Weight of each particle as the state from which the step with these values was made."""
+            return log_weight + _proper(jax.vmap(lambda c: process.move_to(c, x, t, values).log_joint)(carry))
 
+        # One call for all uniforms of a step: with few particles the generator costs more than the densities.
         if backward == "exact":
-            joint = jax.vmap(pairs)(moved.values)
-            index = jax.vmap(lambda k, p: several_of(k, log_weight + p))(random.split(key_rows, n), joint)
+            uniforms = random.uniform(key, (n, m, *systems))
+            index = jax.vmap(_found)(uniforms, jax.vmap(joint)(moved.values))
             return jnp.swapaxes(index, 0, 1).reshape((m * n, *systems))
+        uniforms = random.uniform(key, (2 * num_tries + 1, m * n, *systems))
+        proposals = _found(uniforms[:num_tries].reshape((-1, *systems)), log_weight)
         values = repeat(moved.values)
 
-        def attempt(now, key):
-            index, joint = now
-            key_proposal, key_accept = random.split(key)
-            proposal = rows_of(key_proposal, log_weight)
+        def attempt(now, inputs):
+            index, density = now
+            proposal, uniform = inputs
             parents = pick(carry, proposal, process.carry_axes, systems)
             proposed = _proper(jax.vmap(process.move_to, (0, None, None, 0))(parents, x, t, values).log_joint)
-            accept = jnp.log(random.uniform(key_accept, joint.shape)) < proposed - joint
-            return (jnp.where(accept, proposal, index), jnp.where(accept, proposed, joint)), None
+            accept = jnp.log(uniform) < proposed - density
+            return (jnp.where(accept, proposal, index), jnp.where(accept, proposed, density)), None
 
-        begin = (repeat(ancestor), repeat(_proper(moved.log_joint)))
-        (index, _), _ = lax.scan(attempt, begin, random.split(key_rows, num_tries))
+        (index, _), _ = lax.scan(
+            attempt,
+            (repeat(ancestor), repeat(_proper(moved.log_joint))),
+            (proposals.reshape((num_tries, m * n, *systems)), uniforms[num_tries : 2 * num_tries]),
+        )
         if reference is not None:
-            # The frozen particle has not been drawn from its ancestor; one exact draw costs no more than N.
-            kept = several_of(key_first, log_weight + pairs(_row(reference[1], t)))
+            # The frozen particle was not drawn from its ancestor; one exact draw costs no more than N.
+            kept = _found(uniforms[-1, :m], joint(_row(reference[1], t)))
             index = index.at[jnp.arange(m) * n].set(kept)
         return index
 
@@ -285,6 +288,13 @@ def parisian_gibbs(
     reference = jax.tree.map(jnp.asarray, reference)
     path, (estimates, log_evidence) = lax.scan(body, reference, random.split(key, num_sweeps))
     return path, estimates, log_evidence
+
+
+def _found(uniforms: Array, log_weights: Array) -> Array:
+    """Indices by inverting each system's distribution function: ``(K, *systems)``, ``(N, *systems)``."""
+    systems = log_weights.shape[1:]
+    flat = (uniforms.reshape(len(uniforms), -1), log_weights.reshape(len(log_weights), -1))
+    return jax.vmap(_inverse_cdf, 1, 1)(*flat).reshape(len(uniforms), *systems)
 
 
 def _example_walk(ys):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax, random
 from jax.scipy.special import logsumexp
 
-from sojourn.ops.particles import Process, _by_system, _cast, _example_move, _proper, lanes, pick
+from sojourn.ops.particles import Process, _by_system, _cast, _proper, lanes, pick
 from sojourn.ops.resampling import SCHEMES, effective_sample_size
 
 __all__ = ["GRADIENTS", "Filtered", "particle_filter"]
@@ -73,6 +73,7 @@ def particle_filter(
             observed with it, for ``gradient="score"``.
 
     Example:
+        >>> from sojourn.ops.particles import _example_move
         >>> still = Process(1, jnp.zeros(1), lambda key: (jnp.zeros(()), {}, jnp.zeros(())), None,
         ...                 lambda key, c, x, t: _example_move(c, c, x), None)
         >>> round(float(particle_filter(still, random.key(0), 10).log_evidence), 4)  # log N(0 | 0, 1)
@@ -83,25 +84,38 @@ def particle_filter(
     key_start, key_moves = random.split(key)
     stop = lax.stop_gradient
 
+    def weighed(log_weight):
+        """Normalised weights, the log of their sum, and their effective number."""
+        top = stop(jnp.max(log_weight, 0))
+        top = jnp.where(jnp.isneginf(top), 0.0, top)
+        weight = jnp.exp(log_weight - top)
+        total = weight.sum(0)
+        hopeless = total == 0.0
+        log_total = top + jnp.log(total)
+        # Equal weights where all are zero: the estimate is zero already, and the particles go on.
+        log_weight = jnp.where(hopeless, -jnp.log(n), log_weight - log_total)
+        return log_weight, log_total, jnp.where(hopeless, 0.0, stop(total**2 / (weight**2).sum(0)))
+
     carry, start, log_weight = jax.vmap(process.start)(lanes(key_start, n))
     if gradient == "score" and initial_log_joint is not None:
         start = stop(start)
-        carry = jax.vmap(lambda values: process.start_at(values)[0])(start)
-        joint = jax.vmap(initial_log_joint)(start)
+        carry = jax.vmap(lambda values: process.start_at(values)[0], axis_size=n)(start)
+        joint = jax.vmap(initial_log_joint, axis_size=n)(start)
         log_weight = stop(log_weight) + joint - stop(joint)
     log_weight = _proper(log_weight + jnp.zeros(systems))
-    first = logsumexp(log_weight, 0)
+    log_weight, first, ess = weighed(log_weight)
 
-    def resampled(key, carry, log_weight, staged):
+    def resampled(key, carry, log_weight, staged, stays=False):
         ancestor = free(key, stop(staged))
-        parents = pick(carry, ancestor, process.carry_axes, systems)
+        if systems:
+            own = jnp.arange(n).reshape((n,) + (1,) * len(systems))
+            ancestor = jnp.where(stays, own, ancestor)
         # The weight over the probability of having been chosen.
-        chosen = jnp.take_along_axis(log_weight, ancestor, 0)
-        if gradient == "stop":
-            ratio = jnp.take_along_axis(log_weight - staged, ancestor, 0) + logsumexp(staged, 0)
-        else:
-            ratio = chosen - stop(jnp.take_along_axis(staged, ancestor, 0) - logsumexp(staged, 0))
-        return parents, ratio - jnp.log(n)
+        chosen, odds = (jnp.take_along_axis(w, ancestor, 0) for w in (log_weight, staged))
+        total = logsumexp(staged, 0)
+        fresh = chosen - odds + total if gradient == "stop" else chosen - stop(odds - total)
+        base = jnp.where(stays, log_weight, fresh - jnp.log(n))
+        return pick(carry, ancestor, process.carry_axes, systems), base
 
     def moved(key, parents, x, t):
         move = jax.vmap(process.move, (0, 0, None, None))(lanes(key, n), parents, x, t)
@@ -113,44 +127,33 @@ def particle_filter(
         return again._replace(values=values, log_weight=weight)
 
     def body(running, inputs):
-        carry, log_weight = running
+        carry, log_weight, ess = running
         x, t, (key_resample, key_move) = inputs
         staged = log_weight
         if process.twist is not None:
             staged = staged + jax.vmap(lambda c: process.twist(c, x, t))(carry)
+            ess = effective_sample_size(stop(staged))
         if ess_threshold is None:
             parents, base = resampled(key_resample, carry, log_weight, staged)
         else:
-            degenerate = effective_sample_size(stop(staged)) < ess_threshold * n
+            stays = ess >= ess_threshold * n
             if systems:
-                # Systems that stay keep their particles: their ancestors are themselves.
-                ancestor = free(key_resample, stop(staged))
-                stay = jnp.arange(n).reshape((n,) + (1,) * len(systems))
-                ancestor = jnp.where(degenerate, ancestor, stay)
-                parents = pick(carry, ancestor, process.carry_axes, systems)
-                picked = jnp.take_along_axis(log_weight, ancestor, 0)
-                if gradient == "stop":
-                    ratio = jnp.take_along_axis(log_weight - staged, ancestor, 0) + logsumexp(staged, 0)
-                else:
-                    ratio = picked - stop(jnp.take_along_axis(staged, ancestor, 0) - logsumexp(staged, 0))
-                base = jnp.where(degenerate, ratio - jnp.log(n), log_weight)
+                parents, base = resampled(key_resample, carry, log_weight, staged, stays)
             else:
                 parents, base = lax.cond(
-                    degenerate,
-                    lambda: resampled(key_resample, carry, log_weight, staged),
+                    stays,
                     lambda: (carry, log_weight),
+                    lambda: resampled(key_resample, carry, log_weight, staged),
                 )
         move = moved(key_move, parents, x, t)
-        log_weight = base + _proper(move.log_weight)
-        increment = logsumexp(log_weight, 0)
-        log_weight = log_weight - increment
+        log_weight, increment, ess = weighed(base + _proper(move.log_weight))
         summary = None if summarise is None else summarise(move.values, log_weight)
-        return (_cast(move.carry, carry), log_weight), (increment, effective_sample_size(log_weight), summary)
+        return (_cast(move.carry, carry), log_weight, ess), (increment, ess, summary)
 
     keys = random.split(key_moves, (process.length, 2))
-    (carry, log_weight), (increments, ess, summaries) = lax.scan(
+    (carry, log_weight, _), (increments, ess, summaries) = lax.scan(
         body,
-        (carry, log_weight - first),
+        (carry, log_weight, ess),
         (process.xs, jnp.arange(process.length), (keys[:, 0], keys[:, 1])),
     )
     return Filtered(first - jnp.log(n), increments, ess, summaries, carry, log_weight)
