@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["earthquakes", "old_faithful"]
+__all__ = ["earthquakes", "lynx", "old_faithful", "sp500"]
 
 
 def _columns(name: str) -> dict[str, np.ndarray]:
@@ -79,5 +79,65 @@ def old_faithful() -> xr.Dataset:
                 "Applied Statistics 39:357-365, 1990; as table `geyser` of R's MASS"
             ),
             "licence": "facts; no licence is claimed on the table",
+        },
+    )
+
+
+def lynx() -> xr.Dataset:
+    """Canadian lynx trapped in the Mackenzie River district, a year, 1821 to 1934.
+
+    Returns:
+        ``trapped`` (114 integers) over ``time`` (the year).
+
+    Example:
+        >>> trapped = lynx()["trapped"]
+        >>> trapped.sizes["time"], int(trapped.sum())
+        (114, 175334)
+    """
+    import xarray as xr
+
+    table = _columns("lynx")
+    return xr.Dataset(
+        {"trapped": ("time", table["trapped"].astype(int), {"long_name": "lynx trapped"})},
+        coords={"time": ("time", table["year"].astype(int), {"long_name": "year"})},
+        attrs={
+            "source": (
+                "C. Elton and M. Nicholson, The ten-year cycle in numbers of the lynx in Canada, Journal of Animal "
+                "Ecology 11:215-244, 1942; as table `lynx` of R"
+            ),
+            "licence": "facts; no licence is claimed on the table",
+        },
+    )
+
+
+def sp500() -> xr.Dataset:
+    """Daily closings of the S&P 500 index, 3 January 2007 to 31 December 2010, and their returns.
+
+    Returns:
+        Over ``time`` (1007 trading days, as dates): ``close``, and ``log_return``, in per cent:
+        100 log(close / close of the trading day before).
+
+    Example:
+        >>> market = sp500()
+        >>> market.sizes["time"], round(float(market["log_return"].std()), 2)
+        (1007, 1.73)
+    """
+    import xarray as xr
+
+    table = _columns("sp500")
+    close = table["close"]
+    days = [f"{d[:4]}-{d[4:6]}-{d[6:]}" for d in (f"{int(day)}" for day in table["date"])]
+    return xr.Dataset(
+        {
+            "close": ("time", close[1:], {"long_name": "S&P 500 at the close"}),
+            "log_return": ("time", 100.0 * np.diff(np.log(close)), {"long_name": "daily log-return", "units": "%"}),
+        },
+        coords={"time": np.array(days[1:], "datetime64[ns]")},
+        attrs={
+            "source": (
+                "S&P 500 closing prices 2007-2010, from the table `arch.data.sp500` of K. Sheppard's package arch, "
+                "which took it from Yahoo Finance"
+            ),
+            "licence": "facts; the package arch, which carries the table, is under the NCSA licence",
         },
     )

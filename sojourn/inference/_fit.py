@@ -202,13 +202,16 @@ def _run_mcmc(
     key: jax.Array,
     progress_bar: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+    chain_method = _chain_method(kernel, num_chains)
+    if isinstance(kernel, ParticleGibbs):
+        kernel.shows_vectorized = chain_method == "vectorized"
     fields = _HMC_FIELDS if isinstance(kernel, HMC) else tuple(getattr(kernel, "stat_fields", ()))
     mcmc = MCMC(
         kernel,
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
-        chain_method=_chain_method(kernel, num_chains),
+        chain_method=chain_method,
         progress_bar=progress_bar,
     )
     mcmc.run(key, *args, extra_fields=fields, **kwargs)

@@ -510,17 +510,21 @@ class _sum_out(Messenger):
         stack = tuple(_as_substitute(given) for given in substitute_stack or ())
         call = ScanCall(f, init, xs, int(length), stack)
         roots, carry = self._start(call)
+        (log_start, base) = roots
         drawn, sampled, held = _chance(call, layout)
         if drawn:
-            if sampled and held:
-                raise NotImplementedError(
-                    f"{_quoted(sorted(held))} are given and {_quoted(sorted(sampled))} are to be drawn from the same scan "
-                    "with its discrete path summed out."
+            if rng_key is None:
+                raise ValueError(
+                    f"{_quoted(sorted(drawn))} in the scan need a random key: wrap the model in numpyro.handlers.seed."
                 )
-            values = self._simulate(call, init, xs, rng_key, substitute_stack, drawn)
-            kept = tuple(given for given in stack if given[0] == "condition")
-            call = call._replace(substitute_stack=(*kept, *(("substitute", values),)))
-        log_start, base = roots
+            if sampled and held:
+                values = _simulate_given(SummedScan(layout, call, carry, log_start), sampled, held, rng_key)
+            else:
+                # One run of the scan, discrete sites and all.
+                _, (trace, _) = scan_wrapper(call.f, init, xs, length, False, rng_key, substitute_stack)
+                values = {n: trace.trace[n]["value"] for n in drawn | held}
+                stack = tuple(given for given in stack if given[0] == "condition")
+            call = call._replace(substitute_stack=(*stack, ("substitute", values)))
         scan = SummedScan(layout, call, carry, log_start, vjp=self.vjp)
         last, ys, sites = scan.anywhere()
         trace = {}
@@ -582,18 +586,17 @@ class _sum_out(Messenger):
         log_start = joint - jnp.where(jnp.isfinite(sofar), sofar, 0.0)
         return (log_start, base if unnormalised else None), leaves
 
-    def _simulate(self, call, init, xs, rng_key, stack, drawn):
-        """Values of the sites that nothing determines: one run of the scan, discrete sites and all."""
-        if rng_key is None:
-            raise ValueError(
-                f"{_quoted(sorted(drawn))} in the scan need a random key: wrap the model in numpyro.handlers.seed."
-            )
-        _, (trace, _) = scan_wrapper(call.f, init, xs, call.length, False, rng_key, stack)
-        return {
-            n: s["value"]
-            for n, s in trace.trace.items()
-            if s["type"] == "sample" and is_latent(s) and n not in self.plan.layout.sites
-        }
+
+def _simulate_given(scan: SummedScan, sampled: set[str], held: set[str], key: Any) -> dict[str, Any]:
+    """Values of the sites that nothing determines, on a path drawn from its law given the others."""
+    held_members = [n for n in scan.members if n in held]
+    if scan.carry_by_chance or any(scan.reach[n].chance for n in (*scan.discrete, *held_members)):
+        raise NotImplementedError(
+            f"{_quoted(sorted(held))} are given, and their law depends on {_quoted(sorted(sampled))}, which are not: a "
+            "path cannot be drawn for them."
+        )
+    key_path, key_values = random.split(key)
+    return scan.drawn_along(scan.sample_path(key_path, held_members), sorted(sampled), key_values)
 
 
 def _as_substitute(given: tuple[str, Any]) -> tuple[str, Any]:

@@ -361,7 +361,7 @@ class ParticleGibbs(Gibbs):
         self._parallel, self._interweave, self._inner_kernel = parallel_in_time, interweave, inner_kernel
         self._innovations: Innovations | None = None
         self._second: Any = None
-        self._many = False
+        self.shows_vectorized = False
         super().__init__([(ConditionalSMC(model, num_particles, **options), self._own_sites), (inner, None)])
         self._conditioned = self._kernels
         self.stat_dims: dict[str, list[str]] = {}
@@ -396,7 +396,6 @@ class ParticleGibbs(Gibbs):
             "path_update": ["time", *plates],
         }
         inner = self._conditioned[1]
-        self._many = not is_prng_key(rng_key)
         if not self._whole.global_sites:
             self._kernels, self._specs = (block,), (self._own_sites,)
         else:
@@ -502,22 +501,15 @@ class ParticleGibbs(Gibbs):
 
     @property
     def is_ensemble_kernel(self) -> bool:
-        # NumPyro then shows the diagnostics of vectorized chains beside the progress bar.
-        return self._many
+        # NumPyro shows the diagnostics of vectorized chains beside the progress bar only if this is true, and then
+        # continues a run with one key for all chains: true for `fit`, which does not continue.
+        return self.shows_vectorized
 
     def sample(self, state, model_args, model_kwargs):
         def chain(state):
             return self._sample_chain(state, model_args, dict(model_kwargs or {}))
 
-        own = state.block_states[0].rng_key
-        if is_prng_key(own):
-            return chain(state)
-        if not is_prng_key(state.rng_key):
-            return jax.vmap(chain)(state)
-        # A continued run of vectorized chains comes with one key.
-        key, key_chains = random.split(state.rng_key)
-        chains = jax.vmap(chain)(state._replace(rng_key=random.split(key_chains, len(own))))
-        return chains._replace(rng_key=key)
+        return chain(state) if is_prng_key(state.rng_key) else jax.vmap(chain)(state)
 
     def _sample_chain(self, state, model_args, kwargs):
         # NumPyro's Gibbs never reads its own key once its blocks have theirs, so that two continuations of one state

@@ -24,7 +24,7 @@ __all__ = ["Maximum", "ScoreAscent"]
 
 _ESTIMATORS = ("ppg", "paris")
 _BLOCK = 25  # steps between two looks at the keyboard
-_CLOSE = 0.1  # standard errors from the maximum, at most, of a fit called converged
+_CLOSE = 0.25  # standard errors from the maximum, at most, of a fit called converged
 _PATH_PARTICLES = 64
 _PATH_SWEEPS = 4
 
@@ -51,7 +51,7 @@ class Maximum(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether the score puts the maximum within a tenth of a standard error."""
+        """Whether the score puts the maximum within a quarter of a standard error."""
         return bool(self.distance < _CLOSE)
 
 
@@ -65,7 +65,7 @@ class ScoreAscent:
 
     **How good it is.** At the result, further sweeps estimate the observed information (Louis' identity), from
     which come the standard errors, and once more the score: ``distance`` is the way left to the maximum, in
-    standard errors, and the fit has ``converged`` if it is below 0.1.
+    standard errors, and the fit has ``converged`` if it is below 0.25.
 
     **What the draws are.** ``sj.fit`` returns draws of the normal law that the estimate has for long series,
     centred at the maximum, with the inverse information as its covariance, on the unconstrained scale; and with

@@ -432,9 +432,11 @@ def sample_paths(
         (7, 3)
     """
     states, rest = run.last.shape
-    key, key_end = jax.random.split(key)
-    at = jax.random.categorical(key_end, run.last.ravel(), shape=(num_samples,))
-    noise = jax.random.gumbel(key, (len(run.before), num_samples, states), run.last.dtype)
+    steps = len(run.before)
+    noise = jax.random.gumbel(key, (num_samples, states * (steps + rest)), run.last.dtype)
+    noise, noise_end = jnp.split(noise, [states * steps], 1)
+    at = jnp.argmax(run.last.ravel() + noise_end, 1)
+    noise = jnp.moveaxis(noise.reshape(num_samples, steps, states), 0, 2)
     paths = []
     first = len(run.before)
     for piece in reversed(pieces):
@@ -445,7 +447,7 @@ def sample_paths(
             before, noise, *move = x
             others, state = at // states, at % states
             log_move = move[0] if move else piece.log_move[0]
-            score = before[:, others] + log_move[:, others, state] + noise.T
+            score = before[:, others] + log_move[:, others, state] + noise
             return jnp.argmax(score, 0) * rest + others, state
 
         xs = (run.before[span], noise[span])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sojourn.datasets import earthquakes, old_faithful
+from sojourn.datasets import earthquakes, lynx, old_faithful, sp500
 
 
 def test_earthquakes():
@@ -40,14 +40,35 @@ def test_old_faithful():
     assert not ((long[1:] == 0) & (long[:-1] == 0)).any()
 
 
-@pytest.mark.parametrize("load", [earthquakes, old_faithful])
+def test_lynx():
+    trapped = lynx()["trapped"]
+    np.testing.assert_array_equal(trapped["time"], np.arange(1821, 1935))
+    # Mean and standard deviation of R's `lynx`; the trough of 1861 and the peak of 1904.
+    assert float(trapped.mean()) == pytest.approx(1538.018, abs=5e-4)
+    assert float(trapped.std(ddof=1)) == pytest.approx(1585.844, abs=5e-4)
+    assert (int(trapped.min()), int(trapped.max())) == (39, 6991)
+    assert int(trapped.sel(time=1904)) == 6991
+
+
+def test_sp500():
+    data = sp500()
+    assert data.sizes == {"time": 1007}
+    assert (np.diff(data["time"].values) > np.timedelta64(0, "D")).all()
+    # The low of 9 March 2009, and the two largest moves of October 2008: -9.47 % and +10.96 % as log-returns.
+    assert float(data["close"].min()) == pytest.approx(676.53)
+    assert str(data["time"].values[data["close"].values.argmin()])[:10] == "2009-03-09"
+    assert float(data["log_return"].min()) == pytest.approx(-9.47, abs=0.01)
+    assert float(data["log_return"].max()) == pytest.approx(10.96, abs=0.01)
+
+
+@pytest.mark.parametrize("load", [earthquakes, lynx, old_faithful, sp500])
 def test_source_and_licence(load):
     attrs = load().attrs
     assert {"source", "licence"} <= set(attrs)
     assert all(isinstance(v, str) and len(v) > 20 for v in attrs.values())
 
 
-@pytest.mark.parametrize("load", [earthquakes, old_faithful])
+@pytest.mark.parametrize("load", [earthquakes, lynx, old_faithful, sp500])
 def test_every_call_gives_a_table_of_its_own(load):
     first = load()
     name = next(iter(first.data_vars))

@@ -113,7 +113,6 @@ def test_a_run_goes_on_from_its_last_state(chains):
 def test_the_progress_bar_tells_how_the_path_moves():
     kernel = quick_kernel()
     mcmc = run(kernel, SERIES, chains=2, method="vectorized")
-    assert kernel.is_ensemble_kernel
     text = kernel.get_diagnostics_str(mcmc.last_state)
     assert "path update" in text
     assert "particle ESS" in text
