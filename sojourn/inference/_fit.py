@@ -19,7 +19,7 @@ from sojourn.diagnostics._arviz import container
 from sojourn.inference import _labels as labels
 from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
-from sojourn.inference._initial import init_to_hint
+from sojourn.inference._initial import compiled_start, init_to_hint
 from sojourn.inference._particle_gibbs import ParticleGibbs
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
 from sojourn.inference._scan import prepared
@@ -214,7 +214,8 @@ def _run_mcmc(
         chain_method=chain_method,
         progress_bar=progress_bar,
     )
-    mcmc.run(key, *args, extra_fields=fields, **kwargs)
+    with compiled_start():
+        mcmc.run(key, *args, extra_fields=fields, **kwargs)
     draws = {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
     extra = mcmc.get_extra_fields(group_by_chain=True)
     stats = {_ARVIZ_NAMES.get(n, n): np.asarray(v) for n, v in extra.items()}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.infer.util
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_uniform
 
-__all__ = ["init_to_hint"]
+__all__ = ["compiled_start", "init_to_hint"]
 
 
 def init_to_hint(site: dict[str, Any] | None = None, *, radius: float = 0.5) -> Any:
@@ -39,3 +43,20 @@ def init_to_hint(site: dict[str, Any] | None = None, *, radius: float = 0.5) -> 
         return transform(position + jax.random.uniform(key, position.shape, position.dtype, -radius, radius))
 
     return near(jnp.asarray(hint, float), key)
+
+
+@contextmanager
+def compiled_start() -> Iterator[None]:
+    """Within this context NumPyro's search for a start of finite density is one compiled program.
+
+    As it stands it runs the model and its gradient operation by operation, and each operation is compiled by itself:
+    a hundred small programs where one does.
+    """
+    search = numpyro.infer.util.find_valid_initial_params
+
+    def compiled(rng_key, model, *, prototype_params=None, **options):
+        run = jax.jit(lambda key, params: search(key, model, prototype_params=params, **options))
+        return run(rng_key, prototype_params)
+
+    with patch.object(numpyro.infer.util, "find_valid_initial_params", compiled):
+        yield

@@ -609,30 +609,22 @@ def _as_substitute(given: tuple[str, Any]) -> tuple[str, Any]:
     }
 
 
-class _notice(Messenger):
-    """Which latent sites still have no value after the handlers around the step."""
-
-    def __init__(self, empty: set[str]):
-        self.empty = empty
-        super().__init__(None)
-
-    def process_message(self, msg):
-        if msg["type"] == "sample" and msg["value"] is None:
-            self.empty.add(msg["name"])
-
-
 def _chance(call: ScanCall, layout: Layout) -> tuple[set[str], set[str], set[str]]:
     """Latent sites of the step, other than the discrete ones: whose value hangs on a random key, those of them that
     no handler gives, and the ones whose value is fixed."""
     empty: set[str] = set()
     latent: set[str] = set()
 
+    def notice(site):
+        """Outermost of the handlers around the step: what has no value now is left to chance."""
+        if site["type"] == "sample" and site["value"] is None:
+            empty.add(site["name"])
+
     def step(key, carry, x, values):
         # Seeded within the substitutions, as in NumPyro's scan: an initialisation strategy draws from that key.
         seeded = call._replace(f=handlers.substitute(handlers.seed(call.f, key), data=values))
-        noticed = seeded._replace(f=seeded.f)
-        with handlers.block(), _notice(empty):
-            _, _, trace = run_step(noticed, carry, x, jnp.array(0))
+        seeded = seeded._replace(substitute_stack=(*call.substitute_stack, ("substitute", notice)))
+        _, _, trace = run_step(seeded, carry, x, jnp.array(0))
         found = {n: s["value"] for n, s in trace.items() if s["type"] == "sample" and is_latent(s)}
         latent.update(n for n in found if n not in layout.sites)
         return {n: v for n, v in found.items() if n not in layout.sites}

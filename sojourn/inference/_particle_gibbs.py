@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 from numpyro import handlers
-from numpyro.distributions import biject_to
-from numpyro.infer import NUTS
+from numpyro.infer import NUTS, init_to_value
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs, conditioned, with_conditioning
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
-from sojourn.inference._initial import init_to_hint
+from sojourn.inference._initial import compiled_start, init_to_hint
 from sojourn.inference._interweave import Innovations
 from sojourn.inference._parallel_scan import parallel_in_time
 from sojourn.inference._read import ScanModel, StateSpace, refuse_deferred
@@ -388,7 +387,7 @@ class ParticleGibbs(Gibbs):
         keys = rng_key[None] if is_prng_key(rng_key) else rng_key
         starts = self._starts(keys, model_args, kwargs)
         # Read once with concrete values: inside vmap there are none.
-        structure = block.read(model_args, with_conditioning(kwargs, jax.tree.map(lambda v: v[0], starts[0])))
+        structure = block.read(model_args, with_conditioning(kwargs, jax.tree.map(lambda v: v[0], starts)))
         plates = [p.name for p in structure.plates]
         self.stat_dims = {
             "log_evidence": plates,
@@ -404,14 +403,14 @@ class ParticleGibbs(Gibbs):
             self._kernels, self._specs = (block, inner), (self._own_sites, None)
         self._set_up_interweaving(inner)
 
-        def start(key, values, params):
-            return self._init_chain(key, num_warmup, values, init_params or params, model_args, kwargs)
+        def start(key, values):
+            return self._init_chain(key, num_warmup, values, init_params, model_args, kwargs)
 
         for attempt in range(5):
             if is_prng_key(rng_key):
-                state = start(rng_key, *jax.tree.map(lambda v: v[0], starts))
+                state = start(rng_key, jax.tree.map(lambda v: v[0], starts))
             else:
-                state = jax.vmap(start)(rng_key, *starts)
+                state = jax.vmap(start)(rng_key, starts)
             evidence = state.block_states[0].log_evidence
             if isinstance(evidence, jax.core.Tracer) or np.isfinite(np.asarray(evidence)).all():
                 return state
@@ -420,7 +419,7 @@ class ParticleGibbs(Gibbs):
         from sojourn.inference._particle_filter import explain_weights
 
         read = ScanModel(self._model, model_args, kwargs, structure)
-        values = jax.tree.map(lambda v: v[0], starts[0])
+        values = jax.tree.map(lambda v: v[0], starts)
         raise ValueError(explain_weights(read, values, random.key(0), block.num_particles))
 
     def _refuse(self, whole: ScanStructure) -> None:
@@ -439,6 +438,10 @@ class ParticleGibbs(Gibbs):
 
     def _init_chain(self, key, num_warmup, values, params, model_args, kwargs):
         """As ``Gibbs.init``, without its own run of the model: the partition is known."""
+        with compiled_start():
+            return self._init_blocks(key, num_warmup, values, params, model_args, kwargs)
+
+    def _init_blocks(self, key, num_warmup, values, params, model_args, kwargs):
         block, *rest = self._kernels
         self._sites = (tuple(self._own_sites({})), *(tuple(self._whole.global_sites) for _ in rest))
         self._has_deterministic = self._whole.has_deterministic
@@ -446,12 +449,11 @@ class ParticleGibbs(Gibbs):
         states = [block.init(key_path, num_warmup, None, model_args, with_conditioning(kwargs, values))]
         for inner in rest:
             given = with_conditioning(kwargs, states[0].z)
-            states.append(inner.init(key_rest, num_warmup, params, model_args, given))
+            states.append(_init_at(inner, key_rest, num_warmup, values, params, model_args, given))
         if self._innovations is not None:
             given = with_conditioning(kwargs, self._to_innovations(values, states[0].z, model_args, kwargs))
-            states.append(
-                self._second.init(random.fold_in(key_rest, 1), num_warmup, params, model_args, given)
-            )
+            key_rest = random.fold_in(key_rest, 1)
+            states.append(_init_at(self._second, key_rest, num_warmup, values, params, model_args, given))
         self._sample_fn = self._sample_one
         return self._state_cls(self._merge_z(states), tuple(states), key)
 
@@ -482,22 +484,18 @@ class ParticleGibbs(Gibbs):
 
     def _starts(
         self, keys: Array, model_args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Parameters at which the chains start, on their own scale and on the unconstrained one."""
+    ) -> dict[str, Array]:
+        """Parameters at which the chains start."""
         names = self._whole.global_sites
-        hmc = isinstance(self._conditioned[-1], HMC)
 
         def one(key):
             model = handlers.substitute(handlers.seed(self._model, key), substitute_fn=init_to_hint())
             _, trace = run_prefix(model, model_args, kwargs, index=self._whole.index, key=key)
             if not set(names) <= set(trace):  # parameters that come after the scan
                 trace = handlers.trace(model).get_trace(*model_args, **kwargs)
-            values = {n: trace[n]["value"] for n in names}
-            if not hmc:
-                return values, values
-            return values, {n: biject_to(trace[n]["fn"].support).inv(v) for n, v in values.items()}
+            return {n: trace[n]["value"] for n in names}
 
-        return jax.jit(jax.vmap(one))(keys) if names else ({}, {})
+        return jax.jit(jax.vmap(one))(keys) if names else {}
 
     @property
     def is_ensemble_kernel(self) -> bool:
@@ -536,3 +534,17 @@ class ParticleGibbs(Gibbs):
         first = inner.refresh(first._replace(z=second.z), model_args, with_conditioning(kwargs, path))
         blocks = (block._replace(z=path), first, second)
         return state._replace(z=self._merge_z(blocks), block_states=blocks)
+
+
+def _init_at(kernel, key, num_warmup, values, params, model_args, model_kwargs):
+    """Initialise a kernel of parameters at ``values``, unless the user gave ``params``."""
+    if params is not None:
+        return kernel.init(key, num_warmup, params, model_args, model_kwargs)
+    if not isinstance(kernel, HMC):
+        return kernel.init(key, num_warmup, values, model_args, model_kwargs)
+    # As a strategy, not as parameters: HMC would evaluate the density anew at these, operation by operation.
+    strategy, kernel._init_strategy = kernel._init_strategy, init_to_value(values=values)
+    try:
+        return kernel.init(key, num_warmup, None, model_args, model_kwargs)
+    finally:
+        kernel._init_strategy = strategy

@@ -396,7 +396,10 @@ def _quantile(fn: Any, normals: Array, name: str) -> Array:
         index = jnp.sum(uniform * mass[-1] >= mass, 0)
         return support.reshape(-1)[jnp.minimum(index, len(support) - 1)]
     if type(fn).icdf is not dist.Distribution.icdf and not isinstance(fn, dist.TransformedDistribution):
-        return fn.icdf(uniform)
+        try:
+            return fn.icdf(uniform)
+        except (ImportError, NotImplementedError):  # some need a library that NumPyro does without
+            pass
     raise ValueError(
         f"Site '{name}' has a law, {type(fn).__name__}, without a quantile function, so its draws cannot be "
         "correlated: leave `correlation` out."

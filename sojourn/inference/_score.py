@@ -333,7 +333,7 @@ class Parametric:
             return moved._replace(carry=expand_after(state, x, t, values))
 
         axes = base.carry_axes
-        if systems:  # every derivative keeps the axes of the carry in front
+        if axes:  # every derivative keeps the axes of the carry in front
             state = jax.eval_shape(lambda: moving_start(jax.random.key(0))[0])
             floating = [jnp.issubdtype(v.dtype, jnp.floating) for v in jax.tree.leaves(state[0])]
             moved_axes = tuple(a for a, on in zip(axes, floating, strict=True) if on)
@@ -347,14 +347,16 @@ class Parametric:
         )
         return process, Statistic(start, update)
 
-    def total_score(self, vector: Array, score: Array, *, free: bool, prior: bool = False) -> Array:
-        """``(p,)``: a smoothed score summed over systems, with what lies outside the path."""
+    def total_score(
+        self, vector: Array, score: Array, *, free: bool, prior: bool = False, lead: int = 0
+    ) -> Array:
+        """``(p,)``: a smoothed score summed over systems, with what lies outside the path; ``lead`` axes in front."""
 
         def apart(vector):
             outside = self.outside(vector) if free else self.outside_at(vector)
             return outside.log_likelihood + (outside.log_prior if prior else 0.0)
 
-        return score.reshape(-1, vector.size).sum(0) + jax.grad(apart)(vector)
+        return score.sum(tuple(range(lead, score.ndim - 1))) + jax.grad(apart)(vector)
 
     def information(self, vector: Array, moments: Moments, *, prior: bool = False) -> Array:
         """``(p, p)``: observed information on the unconstrained scale, from smoothed moments of order 2."""
@@ -363,6 +365,7 @@ class Parametric:
             outside = self.outside(vector)
             return outside.log_likelihood + (outside.log_prior if prior else 0.0)
 
+        assert moments.second is not None
         second = moments.second - _outer(moments.score, moments.score)
         return -second.reshape(-1, vector.size, vector.size).sum(0) - jax.hessian(apart)(vector)
 

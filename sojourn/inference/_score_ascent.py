@@ -16,17 +16,17 @@ from tqdm.auto import tqdm
 from sojourn._contract import trace_model
 from sojourn.inference._predictive import in_batches
 from sojourn.inference._score import Parametric, read_parametric
-from sojourn.inference._smoothing import backward_options, first_path
+from sojourn.inference._smoothing import backward_options
 from sojourn.inference._variational import _Run
-from sojourn.ops.paris import Statistic, paris_sweep, parisian_gibbs
+from sojourn.ops.paris import Statistic, blank_path, paris_sweep, parisian_gibbs
 
 __all__ = ["Maximum", "ScoreAscent"]
 
 _ESTIMATORS = ("ppg", "paris")
 _BLOCK = 25  # steps between two looks at the keyboard
 _CLOSE = 0.25  # standard errors from the maximum, at most, of a fit called converged
-_PATH_PARTICLES = 64
-_PATH_SWEEPS = 4
+_PATH_PARTICLES = 32
+_PATH_SWEEPS = 3  # the first of them free
 
 
 class Maximum(NamedTuple):
@@ -213,9 +213,9 @@ class ScoreAscent:
     # ------------------------------------------------------------------------------------------------ parts
 
     def _maximise(self, parametric: Parametric, key: Array, progress_bar: bool) -> Maximum:
-        key_begin, key_path, key_steps, key_information = jax.random.split(key, 4)
+        key_begin, key_steps, key_information = jax.random.split(key, 3)
         vector = parametric.begin(self.start, key_begin)
-        iterates, log_evidence, path = self._climb(parametric, vector, key_path, key_steps, progress_bar)
+        iterates, log_evidence, path = self._climb(parametric, vector, key_steps, progress_bar)
         kept = max(round(self.average * len(iterates)), 1)
         vector = jnp.asarray(iterates[-kept:].astype(np.float64).mean(0), vector.dtype)
         score, information, error = self._look_around(parametric, vector, path, key_information)
@@ -267,30 +267,38 @@ class ScoreAscent:
         # maximum.
         return optax.adam(size, b2=0.95)
 
-    def _climb(self, parametric, vector, key_path, key_steps, progress_bar):
+    def _climb(self, parametric, vector, key_steps, progress_bar):
         """Iterates, log-evidence a step, and the last path."""
         import optax
 
         optimizer = self._optimizer()
 
-        def score(vector, path, key):
+        def score(vector, path, count):
             process, statistic = parametric.statistic(vector, free=True)
+            key = jax.random.fold_in(key_steps, count)
             if self.estimator == "ppg":
                 path, moments, log_evidence = parisian_gibbs(
-                    process, key, self.num_particles, statistic, path, self.num_sweeps, **self._options
+                    process,
+                    key,
+                    self.num_particles,
+                    statistic,
+                    path,
+                    self.num_sweeps,
+                    fresh=count == 0,
+                    **self._options,
                 )
             else:
-                keys = jax.random.split(key, self.num_sweeps)
-                swept = jax.vmap(
-                    lambda k: paris_sweep(process, k, self.num_particles, statistic, **self._options)
-                )(keys)
+                swept = jax.lax.map(
+                    lambda k: paris_sweep(process, k, self.num_particles, statistic, **self._options),
+                    jax.random.split(key, self.num_sweeps),
+                )
                 moments, log_evidence = swept.estimate, swept.log_evidence
             total = parametric.total_score(vector, moments.score.mean(0), free=True, prior=self.prior)
             return total, path, log_evidence.reshape(self.num_sweeps, -1).sum(1).mean()
 
         def step(state, count):
             vector, optimizer_state, path = state
-            gradient, new_path, log_evidence = score(vector, path, jax.random.fold_in(key_steps, count))
+            gradient, new_path, log_evidence = score(vector, path, count)
             # One bad estimate (a weight that overflows, say) must not end the climb.
             fine = jnp.isfinite(gradient).all()
             updates, optimizer_state = optimizer.update(
@@ -301,15 +309,11 @@ class ScoreAscent:
             return (vector, optimizer_state, path), (vector, log_evidence, fine)
 
         @jax.jit
-        def begin(vector):
-            process = parametric.read.at(parametric.outside(vector).values).process()
-            return first_path(process, key_path, self.num_particles, self._options)
-
-        @jax.jit
         def block(state, first):
             return jax.lax.scan(step, state, first + jnp.arange(_BLOCK))
 
-        state = (vector, optimizer.init(vector), begin(vector))
+        blank = blank_path(parametric.read.at(parametric.outside(vector).values).process())
+        state = (vector, optimizer.init(vector), blank)
         outputs: list[Any] = []
         with tqdm(total=self.num_steps, disable=not progress_bar, desc="score_ascent") as bar:
             try:
@@ -358,25 +362,24 @@ class ScoreAscent:
         """Draws of the asymptotic law, with paths and deterministic sites."""
         read = parametric.read
         known = np.isfinite(found.covariance).all()
-        root = np.linalg.cholesky(found.covariance) if known else np.zeros_like(found.covariance)
-        root = jnp.asarray(root, found.vector.dtype)
+        factor = np.linalg.cholesky(found.covariance) if known else np.zeros_like(found.covariance)
+        root = jnp.asarray(factor, found.vector.dtype)
         nothing = Statistic(lambda carry, values: (), lambda total, step: total)
         # With a single path asked of it, a sweep may as well have more particles.
         size = max(self.num_particles, _PATH_PARTICLES)
 
         def one(key):
-            key_vector, key_free, key_path, key_model = jax.random.split(key, 4)
+            key_vector, key_path, key_model = jax.random.split(key, 3)
             vector = found.vector + root @ jax.random.normal(key_vector, (parametric.size,), root.dtype)
             outside = parametric.outside(vector)
             process = read.at(outside.values).process()
-            swept = paris_sweep(process, key_free, size, nothing, **self._options)
-            (start, path), _, _ = parisian_gibbs(
-                process, key_path, size, nothing, (swept.start, swept.path), _PATH_SWEEPS, **self._options
+            (start, path), _, log_evidence = parisian_gibbs(
+                process, key_path, size, nothing, None, _PATH_SWEEPS, **self._options
             )
             values = {**outside.values, **start, **path}
             trace = trace_model(read.model, read.args, read.kwargs, key=key_model, values=values)
             more = {n: s["value"] for n, s in trace.items() if s["type"] == "deterministic"}
-            return {**values, **more}, swept.log_evidence.sum() + outside.log_likelihood
+            return {**values, **more}, log_evidence[0].sum() + outside.log_likelihood
 
         draws, log_evidence = in_batches(one, jax.random.split(key, num_samples))
         arrays = {n: np.asarray(v)[None] for n, v in draws.items()}

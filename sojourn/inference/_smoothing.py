@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from sojourn.inference._labels import bare
 from sojourn.inference._read import read_scan
@@ -18,7 +17,7 @@ from sojourn.inference._score import read_parametric, require_memory_one
 from sojourn.ops.paris import BACKWARD, Statistic, Step, additive, paris_sweep, parisian_gibbs
 from sojourn.ops.particles import Process
 
-__all__ = ["Smoothed", "backward_options", "first_path", "paris", "ppg"]
+__all__ = ["Smoothed", "backward_options", "paris", "ppg"]
 
 Functional = str | Callable[..., Any]
 
@@ -183,10 +182,11 @@ def ppg(
     def one(inputs):
         key, reference = (inputs, None) if references is None else inputs
         process, statistic = target.build()
-        key_first, key = jax.random.split(key)
-        if reference is None:
-            reference = first_path(process, key_first, num_particles, options)
-        return parisian_gibbs(process, key, num_particles, statistic, reference, num_sweeps, **options)
+        free = int(reference is None)
+        path, *swept = parisian_gibbs(
+            process, key, num_particles, statistic, reference, num_sweeps + free, **options
+        )
+        return path, *jax.tree.map(lambda v: v[free:], swept)
 
     return _gather(target, one, num_repeats, num_burn, seed, references)
 
@@ -200,15 +200,6 @@ def backward_options(backward: str, num_particles: int, num_backward: int, num_t
     return {"num_backward": num_backward, "backward": backward, "num_tries": num_tries}
 
 
-def first_path(
-    process: Process, key: Array, num_particles: int, options: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    """A path from a free sweep: initial values and path values."""
-    nothing = Statistic(lambda carry, values: (), lambda total, step: total)
-    swept = paris_sweep(process, key, num_particles, nothing, **options)
-    return swept.start, swept.path
-
-
 # --------------------------------------------------------------------------------------------------- parts
 
 
@@ -217,6 +208,7 @@ class _Target(NamedTuple):
 
     build: Callable[[], tuple[Process, Statistic]]
     show: Callable[[Any], Any]
+    """Of estimates with leading axes (repeats, sweeps)."""
     path_sites: tuple[str, ...]
     initial_sites: tuple[str, ...]
 
@@ -242,10 +234,16 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
         structure = parametric.read.structure
 
         def show(moments):
-            return parametric.unflat(parametric.total_score(vector, moments.score, free=False))
+            return jax.vmap(jax.vmap(parametric.unflat))(
+                parametric.total_score(vector, moments.score, free=False, lead=2)
+            )
 
-        build = partial(parametric.statistic, vector, free=False)
-        return _Target(build, show, structure.path_sites, structure.initial_sites)
+        return _Target(
+            partial(parametric.statistic, vector, free=False),
+            show,
+            structure.path_sites,
+            structure.initial_sites,
+        )
     if not callable(functional):
         raise ValueError(
             f"`functional` must be a function h(carry, carry_next, x) or 'score', not {functional!r}."
@@ -269,9 +267,9 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
 
 def _term(functional: Callable[..., Any]) -> Callable[[Step], Any]:
     try:
-        takes = inspect.signature(functional).parameters
+        takes = set(inspect.signature(functional).parameters)
     except (TypeError, ValueError):
-        takes = {}
+        takes = set()
     more = [name for name in ("values", "t") if name in takes]
     return lambda step: functional(
         step.carry, step.carry_next, step.x, **{name: getattr(step, name) for name in more}
@@ -286,9 +284,10 @@ def _gather(
     @jax.jit
     def run(keys, references):
         inputs = keys if references is None else (keys, references)
-        # Side by side as long as they are few.
-        paths, sweeps, log_evidence = jax.lax.map(one, inputs, batch_size=min(num_repeats, 16))
-        return paths, jax.vmap(jax.vmap(target.show))(sweeps), log_evidence
+        # Side by side where there is a machine for it: on a CPU that only takes three times as long to compile.
+        size = None if jax.default_backend() == "cpu" else min(num_repeats, 16)
+        paths, sweeps, log_evidence = jax.lax.map(one, inputs, batch_size=size)
+        return paths, target.show(sweeps), log_evidence
 
     paths, sweeps, log_evidence = run(jax.random.split(jax.random.key(seed), num_repeats), references)
     sweeps = jax.tree.map(np.asarray, sweeps)

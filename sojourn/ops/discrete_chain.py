@@ -107,10 +107,11 @@ def _time_back(x: Array, own: int) -> Array:
     return jnp.moveaxis(x, 0, -1 - own)
 
 
-def _for_batches(core: Callable[..., Any]) -> Callable[..., Any]:
+def _for_batches(core: Callable[..., Any], on_logarithms: Callable[..., Any]) -> Callable[..., Any]:
     """Under ``vmap`` the new axis leads those that ``core`` takes anyway.
 
     Its branches are then taken once for the whole batch; a branch that ``vmap`` handles is taken both ways.
+    Derivatives (second ones, here) are those of ``on_logarithms``, which gives the same and has no branches.
     """
 
     @custom_vmap
@@ -125,7 +126,13 @@ def _for_batches(core: Callable[..., Any]) -> Callable[..., Any]:
         out = run(*wide)
         return out, jax.tree.map(lambda _: True, out)
 
-    return run
+    differentiable = jax.custom_jvp(run)
+
+    @differentiable.defjvp
+    def tangent(primals, tangents):
+        return run(*primals), jax.jvp(on_logarithms, primals, tangents)[1]
+
+    return differentiable
 
 
 # --------------------------------------------------------------------------------- one piece, with any batch
@@ -182,15 +189,21 @@ def _log_arrivals(log_start: Array, log_move: Array, log_weight: Array) -> Array
 _SHORT = 4  # so few steps are done on logarithms at once: at first most tuples are impossible, not improbable
 
 
-@_for_batches
-def _run(log_start: Array, log_move: Array, log_weight: Array) -> tuple[Array, Array]:
-    """``arrived``, and whether the pass on scaled probabilities was enough."""
+def _slow_run(log_start: Array, log_move: Array, log_weight: Array) -> tuple[Array, Array]:
+    arrived = _log_arrivals(log_start, log_move, log_weight)
+    return arrived, jnp.zeros(log_start.shape[:-2], arrived.dtype)
+
+
+def _fast_run(log_start: Array, log_move: Array, log_weight: Array) -> tuple[Array, Array]:
     if log_weight.shape[-2] <= _SHORT:
-        arrived = _log_arrivals(log_start, log_move, log_weight)
-        return arrived, jnp.zeros(log_start.shape[:-2], bool)
+        return _slow_run(log_start, log_move, log_weight)
     arrived, enough = _scaled_arrivals(log_start, log_move, log_weight)
     arrived = lax.cond(enough, lambda: arrived, lambda: _log_arrivals(log_start, log_move, log_weight))
-    return arrived, jnp.broadcast_to(enough, log_start.shape[:-2])
+    return arrived, jnp.full(log_start.shape[:-2], enough, arrived.dtype)
+
+
+_run = _for_batches(_fast_run, _slow_run)
+"""``arrived``, and one if the pass on scaled probabilities was enough, else zero."""
 
 
 def _laws(log_start: Array, arrived: Array, log_weight: Array) -> tuple[Array, Array, Array]:
@@ -274,20 +287,30 @@ def _log_backward(before, arrived, posterior, log_move, g_increments, g_before, 
     return g_start, g_move, _time_back(g_new, 2).sum(-2)
 
 
-@_for_batches
-def _back(log_start, log_move, log_weight, arrived, enough, g_increments, g_before, g_last):
-    """Gradients in ``log_start``, ``log_move`` and ``log_weight``.
+def _slow_back(*args):
+    return _any_back(False, *args)
 
-    With the tuples' laws at hand the chain rule is linear in what comes from the right: each step multiplies by
-    the law of the oldest entry given the rest.
-    """
+
+def _fast_back(*args):
+    return _any_back(True, *args)
+
+
+def _any_back(fast, log_start, log_move, log_weight, arrived, enough, g_increments, g_before, g_last):
     increments, before, _ = _laws(log_start, arrived, log_weight)
     joint = arrived + log_weight[..., None, :]
     posterior = jnp.exp(joint - _finite(increments)[..., None, None])
     args = (before, arrived, posterior, log_move, g_increments, g_before, g_last)
-    if log_weight.shape[-2] <= _SHORT:
+    if not fast or log_weight.shape[-2] <= _SHORT:
         return _log_backward(*args)
     return lax.cond(enough.all(), _scaled_backward, _log_backward, *args)
+
+
+_back = _for_batches(_fast_back, _slow_back)
+"""Gradients in ``log_start``, ``log_move`` and ``log_weight``.
+
+With the tuples' laws at hand the chain rule is linear in what comes from the right: each step multiplies by the law
+of the oldest entry given the rest.
+"""
 
 
 @jax.custom_vjp

@@ -43,9 +43,18 @@ from sojourn.ops.particles import (
     _set_first,
     pick,
 )
-from sojourn.ops.resampling import _inverse_cdf, conditional_multinomial, draw, multinomial
+from sojourn.ops.resampling import _inverse_cdf, draw, multinomial
 
-__all__ = ["BACKWARD", "Parisian", "Statistic", "Step", "additive", "paris_sweep", "parisian_gibbs"]
+__all__ = [
+    "BACKWARD",
+    "Parisian",
+    "Statistic",
+    "Step",
+    "additive",
+    "blank_path",
+    "paris_sweep",
+    "parisian_gibbs",
+]
 
 BACKWARD = ("exact", "mcmc")
 
@@ -118,6 +127,7 @@ def paris_sweep(
     statistic: Statistic,
     reference: tuple[Any, Any] | None = None,
     *,
+    frozen: Array | bool = True,
     num_backward: int = 2,
     backward: str = "exact",
     num_tries: int = 4,
@@ -133,6 +143,7 @@ def paris_sweep(
         num_particles: ``N``.
         statistic: what to accumulate; see :func:`additive`.
         reference: initial values and path values of the path that keeps slot 0.
+        frozen: whether slot 0 does keep the reference. May be traced, so that one program serves both cases.
         num_backward: ``M``, at least 2: with one draw the paths coalesce as those of a plain filter do.
         backward: ``"exact"``, at a cost of ``N^2`` a step, or ``"mcmc"``, at a cost of ``N M num_tries``.
         num_tries: Metropolis steps of each draw under ``"mcmc"``.
@@ -146,17 +157,20 @@ def paris_sweep(
         0.6
     """
     n, m, systems = num_particles, num_backward, process.systems
-    free, conditional = _by_system(multinomial, systems), _by_system(conditional_multinomial, systems)
-    one_of = _by_system(draw, systems)
-    own = jnp.zeros(systems, int)
+    resample, one_of = _by_system(multinomial, systems), _by_system(draw, systems)
     key_start, key_moves, key_last = random.split(key, 3)
+
+    def freeze(tree, values):
+        """Put ``values`` into slot 0."""
+        return _set_first(tree, jax.tree.map(lambda r, v: jnp.where(frozen, r, v[0]), values, tree))
 
     carry, start, log_weight = jax.vmap(process.start)(random.split(key_start, n))
     log_weight = _proper(log_weight + jnp.zeros(systems))
     if reference is not None:
         first_carry, first_weight = process.start_at(reference[0])
-        carry, start = _set_first(carry, first_carry), _set_first(start, reference[0])
-        log_weight = log_weight.at[0].set(_proper(first_weight))
+        carry, start, log_weight = freeze(
+            (carry, start, log_weight), (first_carry, reference[0], _proper(first_weight))
+        )
     tau = jax.tree.map(
         lambda v: jnp.asarray(v, jnp.result_type(float, v)), jax.vmap(statistic.start)(carry, start)
     )
@@ -197,7 +211,7 @@ def paris_sweep(
         )
         if reference is not None:
             # The frozen particle was not drawn from its ancestor; one exact draw costs no more than N.
-            kept = _found(uniforms[-1, :m], joint(_row(reference[1], t)))
+            kept = _found(uniforms[-1, :m], joint(jax.tree.map(lambda v: v[0], moved.values)))
             index = index.at[jnp.arange(m) * n].set(kept)
         return index
 
@@ -205,16 +219,15 @@ def paris_sweep(
         carry, log_weight, tau = running
         x, t, key = inputs
         key_resample, key_move, key_back = random.split(key, 3)
-        ancestor = (
-            free(key_resample, log_weight)
-            if reference is None
-            else conditional(key_resample, log_weight, own)
-        )
+        ancestor = resample(key_resample, log_weight)
+        if reference is not None:
+            # Right because multinomial ancestors are independent.
+            ancestor = freeze(ancestor, jnp.zeros(systems, ancestor.dtype))
         parents = pick(carry, ancestor, process.carry_axes, systems)
         moved = jax.vmap(process.move, (0, 0, None, None))(random.split(key_move, n), parents, x, t)
         if reference is not None:
             kept = process.move_to(jax.tree.map(lambda v: v[0], carry), x, t, _row(reference[1], t))
-            moved = _set_first(moved, kept)
+            moved = freeze(moved, kept)
         after = _cast(moved.carry, carry)
         index = draw_back(key_back, carry, log_weight, ancestor, moved, x, t)
         # With memory 1 the state after the step is the same whichever particle it is reached from.
@@ -262,32 +275,62 @@ def parisian_gibbs(
     key: Array,
     num_particles: int,
     statistic: Statistic,
-    reference: tuple[Any, Any],
+    reference: tuple[Any, Any] | None,
     num_sweeps: int,
+    *,
+    fresh: Array | bool = False,
     **options: Any,
 ) -> tuple[tuple[Any, Any], Any, Array]:
     """Conditional sweeps one after the other, each given the path that the last one drew.
 
+    Args:
+        process, key, num_particles, statistic, **options: of :func:`paris_sweep`.
+        reference: initial values and path values to begin with; ``None`` to begin with a free sweep.
+        num_sweeps: number of sweeps, a free one among them.
+        fresh: let the first sweep be a free one, whatever the reference. May be traced.
+
     Returns:
         The last path, as initial values and path values; the estimates of all sweeps, leading axis
-        ``num_sweeps``; their log-evidences ``(num_sweeps, *systems)``, which the frozen path biases upwards.
+        ``num_sweeps``; their log-evidences ``(num_sweeps, *systems)``, biased where a path is frozen.
 
     Example:
         >>> walk = _example_walk(jnp.array([0.0, 1.0]))
         >>> last = additive(walk, lambda step: step.carry_next * (step.t == 1))
-        >>> path, estimates, _ = parisian_gibbs(walk, random.key(0), 5, last, ({}, jnp.zeros(2)), 2000)
+        >>> path, estimates, _ = parisian_gibbs(walk, random.key(0), 5, last, None, 2000)
         >>> round(float(estimates.mean()), 1)
         0.6
     """
+    if reference is None:
+        reference, fresh = blank_path(process), True
 
-    def body(reference, key):
-        swept = paris_sweep(process, key, num_particles, statistic, reference, **options)
+    def body(reference, inputs):
+        key, number = inputs
+        frozen = (number > 0) | ~jnp.asarray(fresh)
+        swept = paris_sweep(process, key, num_particles, statistic, reference, frozen=frozen, **options)
         path = jax.tree.map(lambda v, r: v.astype(jnp.result_type(r)), (swept.start, swept.path), reference)
         return path, (swept.estimate, swept.log_evidence)
 
     reference = jax.tree.map(jnp.asarray, reference)
-    path, (estimates, log_evidence) = lax.scan(body, reference, random.split(key, num_sweeps))
+    inputs = (random.split(key, num_sweeps), jnp.arange(num_sweeps))
+    path, (estimates, log_evidence) = lax.scan(body, reference, inputs)
     return path, estimates, log_evidence
+
+
+def blank_path(process: Process) -> tuple[Any, Any]:
+    """Zeros in the shape of initial values and path values.
+
+    Example:
+        >>> blank_path(_example_walk(jnp.zeros(3)))[1].tolist()
+        [0.0, 0.0, 0.0]
+    """
+
+    def shapes(key):
+        carry, start, _ = process.start(key)
+        return start, process.move(key, carry, _row(process.xs, 0), jnp.array(0)).values
+
+    start, values = jax.eval_shape(shapes, random.key(0))
+    path = jax.tree.map(lambda v: jnp.zeros((process.length, *v.shape), v.dtype), values)
+    return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), start), path
 
 
 def _found(uniforms: Array, log_weights: Array) -> Array:

@@ -40,7 +40,7 @@ def model(y):
     numpyro.sample("survey", dist.Normal(a, 0.3), obs=jnp.array(0.6))
 
 
-def series(steps=25):
+def series(steps=15):
     rng = np.random.default_rng(8)
     x, y = rng.normal(), []
     for _ in range(steps):
@@ -77,7 +77,7 @@ def exact():
 def check_posterior(kernel, chains, draws, bound=3.5):
     mcmc = MCMC(
         kernel,
-        num_warmup=1000,
+        num_warmup=400,
         num_samples=draws,
         num_chains=chains,
         chain_method="vectorized",
@@ -103,7 +103,7 @@ def check_posterior(kernel, chains, draws, bound=3.5):
 
 
 def test_the_posterior_is_exact():
-    mcmc = check_posterior(ParticleMarginal(model, num_particles=30), chains=24, draws=2500)
+    mcmc = check_posterior(ParticleMarginal(model, num_particles=20), chains=16, draws=800)
     prob = np.asarray(mcmc.get_extra_fields()["accept_prob"])
     assert 0.1 < prob.mean() < 0.35  # adapted towards 0.2
     found = mcmc.get_samples()
@@ -112,15 +112,30 @@ def test_the_posterior_is_exact():
 
 
 def test_the_posterior_is_exact_with_correlated_estimates():
-    """With 5 particles the plain kernel would accept one proposal in many; this one moves."""
-    mcmc = check_posterior(ParticleMarginal(model, num_particles=5, correlation=0.98), chains=24, draws=2500)
+    """Few particles, noise that is carried along: a wrong weight or a forgotten part of it would show."""
+    mcmc = check_posterior(ParticleMarginal(model, num_particles=5, correlation=0.98), chains=16, draws=800)
     assert np.asarray(mcmc.get_extra_fields()["accept_prob"]).mean() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_particles": 30},
+        {"num_particles": 30, "resampling": "killing", "ess_threshold": None},
+        {"num_particles": 3, "correlation": 0.95},
+        {"num_particles": 10, "correlation": 0.0},
+    ],
+    ids=str,
+)
+def test_the_posterior_is_exact_in_longer_runs(options):
+    check_posterior(ParticleMarginal(model, **options), chains=32, draws=4000)
 
 
 def test_correlation_takes_the_noise_out_of_ratios():
     """The spread of the change in the estimate at fixed parameters, against that of independent estimates."""
 
-    def spread(correlation, steps=200):
+    def spread(correlation, steps=100):
         kernel = ParticleMarginal(model, 50, correlation=correlation, step_size=1e-6)
         state = kernel.init(random.key(0), 0, None, (jnp.asarray(Y),), {})
 
@@ -192,7 +207,7 @@ def test_neighbours_on_the_hilbert_curve_are_neighbours_in_space(dimensions):
         (dist.LogNormal(0.2, 0.5), stats.lognorm(0.5, scale=np.exp(0.2))),
         (dist.Exponential(2.0), stats.expon(scale=0.5)),
         (dist.HalfNormal(3.0), stats.halfnorm(scale=3.0)),
-        (dist.StudentT(5.0, 1.0, 2.0), stats.t(5.0, 1.0, 2.0)),
+        (dist.Laplace(1.0, 2.0), stats.laplace(1.0, 2.0)),
         (dist.Uniform(-1.0, 3.0), stats.uniform(-1.0, 4.0)),
     ],
     ids=lambda x: type(x).__name__,
