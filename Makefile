@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# Test files run side by side; compiling, which is what they cost, hardly uses a second core by itself.
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-slow lint format types bench clean
@@ -10,10 +12,10 @@ demo: $(VENV)/.installed
 	$(RUN) -m sojourn.cli demo
 
 test: $(VENV)/.installed lint types
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -28,6 +30,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.bench
 	$(RUN) benchmarks/hidden_markov.py
+	$(RUN) benchmarks/particles.py
+	$(RUN) benchmarks/marginalize.py
+	$(RUN) benchmarks/score.py
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -5,21 +5,38 @@ import numpyro.distributions.distribution  # noqa: F401
 
 from sojourn import datasets, distributions, models
 from sojourn.diagnostics import Section, check, relabel, report
-from sojourn.inference import BlockedGibbs, ParticleGibbs, Variational, calibrate, fit, read_scan
+from sojourn.inference import (
+    BlockedGibbs,
+    ParticleGibbs,
+    ParticleMarginal,
+    ScoreAscent,
+    Variational,
+    calibrate,
+    decode_paths,
+    fit,
+    marginalize,
+    particle_filter,
+    read_scan,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockedGibbs",
     "ParticleGibbs",
+    "ParticleMarginal",
+    "ScoreAscent",
     "Section",
     "Variational",
     "calibrate",
     "check",
     "datasets",
+    "decode_paths",
     "distributions",
     "fit",
+    "marginalize",
     "models",
+    "particle_filter",
     "read_scan",
     "relabel",
     "report",

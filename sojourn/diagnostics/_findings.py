@@ -67,11 +67,11 @@ def finite(posterior: xr.Dataset) -> Finding:
 
 
 def convergence(converged: Any) -> Finding:
-    """Whether the optimiser of a variational fit stopped of itself."""
+    """Whether the optimiser of a variational or maximum-likelihood fit had arrived when it stopped."""
     value = float(converged)
     advice = (
-        "The optimiser reached its last step while the ELBO was still rising: give it more steps, or look "
-        "at the ELBO trace in sj.report(fit, ...) and change the learning rate."
+        "The optimiser reached its last step while its objective was still rising: give it more steps, or look "
+        "at its trace (for SVI in sj.report(fit, ...)) and change the learning rate."
     )
     return Finding("convergence", value, 1.0, value == 1.0, "", "" if value == 1.0 else advice)
 

@@ -35,7 +35,7 @@ class Finding:
 
 _READING = {
     "finite": ("NaN or infinite posterior values", "="),
-    "convergence": ("SVI stopped because it had converged", "="),
+    "convergence": ("the optimiser had converged", "="),
     "rhat": ("largest R-hat", "<"),
     "ess_bulk": ("smallest bulk effective sample size", ">="),
     "ess_tail": ("smallest tail effective sample size", ">="),

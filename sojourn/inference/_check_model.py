@@ -28,8 +28,9 @@ def check_gradient_engine(trace: Mapping[str, Site], engine: str) -> None:
     for name, site in latent_sites(trace).items():
         if site["fn"].support.is_discrete and site["infer"].get("enumerate") != "parallel":
             raise ValueError(
-                f"Site '{name}' is discrete, and {engine} needs gradients: sum it out (the models of "
-                "sojourn.models do so with path=False), or sample it (engine=sojourn.inference.BlockedGibbs)."
+                f"Site '{name}' is discrete, and {engine} needs gradients: sum it out (the models of sojourn.models do "
+                "so with path=False; sojourn.inference.marginalize does it for finite sites in a scan), or sample it "
+                "(engine='particle_gibbs')."
             )
 
 

@@ -20,15 +20,18 @@ from sojourn.inference import _labels as labels
 from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
 from sojourn.inference._initial import compiled_start, init_to_hint
+from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._particle_gibbs import ParticleGibbs
+from sojourn.inference._particle_marginal import ParticleMarginal
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
 from sojourn.inference._scan import prepared
+from sojourn.inference._score_ascent import ScoreAscent
 from sojourn.inference._structure import check_scans
 from sojourn.inference._variational import Variational
 
 __all__ = ["ENGINES", "Engine", "fit", "resolve_engine"]
 
-Engine = str | Variational | Callable[[Callable[..., Any]], MCMCKernel]
+Engine = str | Variational | ScoreAscent | Callable[[Callable[..., Any]], MCMCKernel]
 
 
 def _nuts(model: Callable[..., Any]) -> NUTS:
@@ -39,6 +42,8 @@ ENGINES: dict[str, Any] = {
     "nuts": _nuts,
     "svi": Variational(),
     "particle_gibbs": ParticleGibbs,
+    "particle_marginal": ParticleMarginal,
+    "score_ascent": ScoreAscent(),
     "blocked_gibbs": BlockedGibbs,
 }
 """Engines by name."""
@@ -73,9 +78,14 @@ def fit(
             and give their coordinates to the result.
         engine: ``"nuts"`` (No-U-Turn sampler), ``"svi"`` (variational inference; see
             :class:`~sojourn.inference.Variational`), ``"particle_gibbs"``
-            (:class:`~sojourn.inference.ParticleGibbs`, for models with a ``scan``), ``"blocked_gibbs"``
-            (:class:`~sojourn.inference.BlockedGibbs`), a configured ``Variational(...)``, or any callable
-            ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``.
+            (:class:`~sojourn.inference.ParticleGibbs`, for models with a ``scan``), ``"particle_marginal"``
+            (:class:`~sojourn.inference.ParticleMarginal`, likewise), ``"score_ascent"`` (maximum likelihood;
+            :class:`~sojourn.inference.ScoreAscent`), ``"blocked_gibbs"``
+            (:class:`~sojourn.inference.BlockedGibbs`), a configured ``Variational(...)`` or
+            ``ScoreAscent(...)``, or any callable
+            ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``. An
+            engine that follows gradients gets a model with finite discrete sites in its ``scan`` with these
+            summed out (:func:`~sojourn.inference.marginalize`); the attribute ``summed_out`` names them.
         num_samples: draws kept from each chain.
         num_warmup: draws of adaptation before them (MCMC).
         num_chains: chains (MCMC; variational draws are independent and make one chain).
@@ -127,28 +137,31 @@ def fit(
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
     check_scans(model, bare_args, bare_kwargs)
     model = prepared(model)
+    runs_itself = isinstance(engine_of, Variational | ScoreAscent)
+    kernel = None if runs_itself else _kernel(engine_of, model)
+    follows_gradient = isinstance(engine_of, Variational) or isinstance(kernel, HMC)
+    summed_out = marginalizable(model, bare_args, bare_kwargs) if follows_gradient else ()
+    if summed_out:
+        model = marginalize(model)
+        kernel = None if runs_itself else _kernel(engine_of, model)
     trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
     check_latents(trace)
     check_data(trace)
+    if follows_gradient:
+        check_gradient_engine(trace, engine_name if kernel is not None else "variational inference")
 
-    if isinstance(engine_of, Variational):
-        check_gradient_engine(trace, "variational inference")
+    if kernel is None:
         run = engine_of.run(
             model, bare_args, bare_kwargs, num_samples=num_samples, key=key_run, progress_bar=progress_bar
         )
         draws, stats, attrs, stat_dims = run.draws, run.stats, run.attrs, {}
     else:
-        kernel = engine_of(model)
-        if not isinstance(kernel, MCMCKernel):
-            raise ValueError(
-                f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}."
-            )
-        if isinstance(kernel, HMC):
-            check_gradient_engine(trace, engine_name)
         draws, stats, stat_dims = _run_mcmc(
             kernel, bare_args, bare_kwargs, num_warmup, num_samples, num_chains, key_run, progress_bar
         )
         attrs = {"num_warmup": num_warmup}
+    if summed_out:
+        attrs["summed_out"] = ", ".join(summed_out)
     seconds = time.perf_counter() - started
 
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
@@ -185,11 +198,20 @@ def resolve_engine(engine: Engine) -> tuple[Any, str]:
         return ENGINES[engine], engine
     if isinstance(engine, Variational):
         return engine, "svi"
+    if isinstance(engine, ScoreAscent):
+        return engine, "score_ascent"
     if not callable(engine):
         raise ValueError(f"`engine` must be a name or a callable `model -> MCMCKernel`, not {engine!r}.")
     base = getattr(engine, "func", engine)
     name = getattr(base, "__name__", type(base).__name__)
     return engine, "nuts" if name == "NUTS" else name
+
+
+def _kernel(engine_of: Callable[..., Any], model: Callable[..., Any]) -> MCMCKernel:
+    kernel = engine_of(model)
+    if not isinstance(kernel, MCMCKernel):
+        raise ValueError(f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}.")
+    return kernel
 
 
 def _run_mcmc(
