@@ -5,7 +5,9 @@ from sojourn.cli import main
 
 def test_list(capsys):
     assert main(["demo", "--list"]) == 0
-    assert "hidden-markov" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "hidden-markov" in printed
+    assert "particle-gibbs" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -29,5 +31,24 @@ def test_the_main_job(tmp_path, capsys):
         "Posterior predictive",
         "Predictive calibration",
     ):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_particle_gibbs(tmp_path, capsys):
+    arguments = ["demo", "particle-gibbs", "--num-warmup", "50", "--num-samples", "50"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "the carry forgets after 1 step",
+        "sigma",
+        "R-hat",
+        "Volatility was highest on 2008-1",
+        "Report:",
+    ):
+        assert words in printed
+    page = (tmp_path / "volatility.html").read_text(encoding="utf-8")
+    for words in ("How volatile, when?", "Does the path move?", "Ranks", "Posterior over time"):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,21 @@ def decode_paths(
     lead = (posterior.sizes["chain"], posterior.sizes["draw"])
     keys = jax.random.split(jax.random.key(seed), lead[0] * lead[1])
     found = in_batches(one, (draws, keys))
-    sampled, marginals, viterbi, told = jax.tree.map(lambda x: np.asarray(x).reshape(*lead, *x.shape[1:]), found)
+    sampled, marginals, viterbi, told = jax.tree.map(
+        lambda x: np.asarray(x).reshape(*lead, *x.shape[1:]), found
+    )
 
     shapes = {n: v.shape[2:] for n, v in {**sampled, **told}.items()}
     known = {n: _dims(trace[n]) for n in shapes}
     names = labels.Labels(shapes, trace, known, _coords(fit, posterior))
-    arrays, dims = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    dims: dict[str, list[str]] = {}
     for name, support in supports.items():
-        arrays |= {name: sampled[name], f"{name}_probability": marginals[name], f"{name}_viterbi": viterbi[name]}
+        arrays |= {
+            name: sampled[name],
+            f"{name}_probability": marginals[name],
+            f"{name}_viterbi": viterbi[name],
+        }
         own = names.dims[name]
         dims |= {name: own, f"{name}_viterbi": own}
         dims[f"{name}_probability"] = [*own[: marginals[name].ndim - 3], f"{name}_value"]
@@ -148,8 +156,6 @@ def _dims(site: Site) -> list[str]:
 def _coords(fit: Any, posterior: Any) -> dict[str, Any]:
     """Labels along the dimensions that the fit has named."""
     found = dict(posterior.coords)
-    try:
+    with contextlib.suppress(KeyError, AttributeError):
         found |= dict(_group(fit, "observed_data").coords)
-    except (KeyError, AttributeError):
-        pass
     return {str(n): c.values for n, c in found.items() if n not in ("chain", "draw") and c.ndim == 1}

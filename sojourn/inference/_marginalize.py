@@ -162,9 +162,13 @@ class _Marginalized:
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Plan | None:
         """What to sum out, found once for each shape of the arguments."""
         key = _static_key((args, dict(kwargs)))
-        if key not in self._plans:
-            self._plans[key] = _make_plan(self.model, args, kwargs)
-        return self._plans[key]
+        if key in self._plans:
+            return self._plans[key]
+        plan = _make_plan(self.model, args, kwargs)
+        # From traced arguments it cannot be seen whether plates are independent.
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            self._plans[key] = plan
+        return plan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(args, kwargs)[0]
@@ -198,9 +202,7 @@ def _summable(site: Mapping[str, Any]) -> bool:
 # ----------------------------------------------------------------------------------------------- planning
 
 
-def _make_plan(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> _Plan | None:
+def _make_plan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Plan | None:
     sites = _outline(model, args, kwargs).sites
     owners = sorted({s["scan"] for s in sites.values() if s["scan"] is not None and _summable(s)})
     if not owners:
@@ -301,7 +303,11 @@ def _support(site: Site, systems: tuple[int, ...]) -> Support:
     try:
         with jax.ensure_compile_time_eval():
             values = np.asarray(fn.enumerate_support(expand=False))
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, NotImplementedError) as e:
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+        NotImplementedError,
+    ) as e:
         raise ValueError(
             f"The support of '{site['name']}' is not known before the model runs (its size is computed, or differs "
             "from entry to entry), so its values cannot be listed."
@@ -325,7 +331,9 @@ def _fed_by_roots(model, args, kwargs, structure, roots, outside, facts):
         facts["root supports"] = {n: _support(trace[n], _axes(structure, n, trace[n])) for n in roots}
         return jax.tree.leaves(call.init)
 
-    return np.array(["roots" in names for names in eval_provenance(begin, roots=roots, outside=outside)], bool)
+    return np.array(
+        ["roots" in names for names in eval_provenance(begin, roots=roots, outside=outside)], bool
+    )
 
 
 def _steady(made, one_step, given):
@@ -350,7 +358,7 @@ def _check_size(layout: Layout, discrete: list[str], roots: list[str], structure
     size = layout.num_tuples * layout.num_values
     if size <= _LARGEST:
         return
-    what = f"{_quoted([*discrete, *roots])} together take {layout.num_states} values a step"
+    what = f"{_quoted([*discrete, *roots])} can take {layout.num_states} values a step"
     memory = f", and the carry holds them for {layout.memory} steps" if layout.memory > 1 else ""
     raise ValueError(
         f"The path cannot be summed out: {what}{memory}, which makes {size:.3g} terms a step, more than {_LARGEST:.0e}. "
@@ -388,8 +396,13 @@ def _outside(model, args, kwargs, structure, roots, outside, poisoned, bad_outpu
             place["scan"] = len(trace)
             call = ScanCall(*scan_args[:3], structure.length, ())
             tree = jax.tree.structure(call.init)
-            carry = jax.tree.unflatten(tree, [_mix(like, given["path"], bad) for like, bad in zip(
-                jax.tree.leaves(canonical_carry(call)), poisoned, strict=True)])
+            carry = jax.tree.unflatten(
+                tree,
+                [
+                    _mix(like, given["path"], bad)
+                    for like, bad in zip(jax.tree.leaves(canonical_carry(call)), poisoned, strict=True)
+                ],
+            )
             x = jax.tree.map(lambda v: jnp.asarray(v)[0], call.xs)
             ys = jax.eval_shape(lambda c, x: run_step(call, c, x, jnp.array(0))[1], call.init, x)
             leaves, tree = jax.tree.flatten(ys)
@@ -479,9 +492,11 @@ class _sum_out(Messenger):
             msg["fn"] = self._weighed(name, msg["fn"], msg["is_observed"])
 
     def postprocess_message(self, msg):
-        if msg["type"] in ("sample", "param", "mutable", "plate") and self.scan is None:
-            if msg["name"] not in self.plan.layout.roots and not msg.get("is_observed", False):
-                self.values[msg["name"]] = msg["value"]
+        given = msg["type"] in ("param", "mutable", "plate") or (
+            msg["type"] == "sample" and not msg["is_observed"] and msg["name"] not in self.plan.layout.roots
+        )
+        if given and self.scan is None:
+            self.values[msg["name"]] = msg["value"]
 
     def _weighed(self, name: str, fn: dist.Distribution, observed: bool) -> dist.Distribution:
         """Law of a site before the scan, the roots summed out: known when the scan is reached."""
@@ -556,7 +571,7 @@ class _sum_out(Messenger):
         def begin(number):
             nonlocal unnormalised
             chosen = {}
-            for name in reversed(layout.roots):
+            for name in reversed(list(layout.roots)):
                 support = layout.roots[name]
                 chosen[name] = jnp.asarray(support.table)[number % support.size]
                 number = number // support.size
@@ -636,7 +651,7 @@ def _chance(call: ScanCall, layout: Layout) -> tuple[set[str], set[str], set[str
     return drawn, drawn & empty, latent - drawn
 
 
-def _emitted(scan: SummedScan, name: str, site: Mapping[str, Any]) -> dict[str, Any]:
+def _emitted(scan: SummedScan, name: str, site: Site) -> dict[str, Any]:
     """A site as NumPyro's scan leaves it, with its own law."""
     message = {k: v for k, v in site.items() if k not in ("stop", "mask", "args", "fn")}
     message |= {"args": (), "_control_flow_done": True, "fn": None}

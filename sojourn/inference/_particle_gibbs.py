@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
 from sojourn.inference._initial import compiled_start, init_to_hint
 from sojourn.inference._interweave import Innovations
 from sojourn.inference._parallel_scan import parallel_in_time
+from sojourn.inference._particle_filter import explain_weights
 from sojourn.inference._read import ScanModel, StateSpace, refuse_deferred
 from sojourn.inference._scan import is_prepared, prepared, run_prefix
 from sojourn.inference._structure import ScanStructure, analyze, with_plates
@@ -216,19 +218,26 @@ class ConditionalSMC(MCMCKernel):
             changed = changed | moved.any(tuple(range(changed.ndim, moved.ndim)))
         return ConditionalSMCState(z, sweep.log_evidence, sweep.ess, changed, key)
 
+    def adopt(self, structure: ScanStructure) -> None:
+        """Take what was read of the whole model, its parameters being another block's."""
+        self._structure = replace(structure, global_sites=())
+        self._options = self._settle(self._structure)
+
+    def begin(
+        self, key: Array, model_args: Any, model_kwargs: Mapping[str, Any] | None
+    ) -> ConditionalSMCState:
+        """A first path, from a particle filter."""
+        process = self._space(model_args, model_kwargs).process(**self._proposal)
+        key, key_sweep = random.split(key)
+        sweep = run_filter(process, key_sweep, self.num_particles, resampling=self._resampling)
+        return self._state(sweep, None, key)
+
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
         self.read(model_args, model_kwargs)
-
-        def start(key, kwargs):
-            process = self._space(model_args, kwargs).process(**self._proposal)
-            key, key_sweep = random.split(key)
-            sweep = run_filter(process, key_sweep, self.num_particles, resampling=self._resampling)
-            return self._state(sweep, None, key)
-
         kwargs = dict(model_kwargs or {})
-        siblings = kwargs.pop(GIBBS_SITES_KWARG, {})
-        run = jax.jit(lambda key, siblings: start(key, {**kwargs, GIBBS_SITES_KWARG: siblings}))
-        return run(rng_key, siblings)
+        others = kwargs.pop(GIBBS_SITES_KWARG, {})
+        run = jax.jit(lambda key, others: self.begin(key, model_args, with_conditioning(kwargs, others)))
+        return run(rng_key, others)
 
     def sample(self, state, model_args, model_kwargs):
         key, key_sweep = random.split(state.rng_key)
@@ -380,21 +389,17 @@ class ParticleGibbs(Gibbs):
 
     def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
         kwargs = dict(model_kwargs or {})
-        block = self._conditioned[0]
-        self._whole = analyze(self._model, model_args, kwargs, scan=block._scan, plates=False)
+        block, inner = self._conditioned
+        self._whole = analyze(self._model, model_args, kwargs, scan=block._scan, plates=block._plates)
         refuse_deferred(self._whole)
         self._refuse(self._whole)
-        keys = rng_key[None] if is_prng_key(rng_key) else rng_key
-        starts = self._starts(keys, model_args, kwargs)
-        # Read once with concrete values: inside vmap there are none.
-        structure = block.read(model_args, with_conditioning(kwargs, jax.tree.map(lambda v: v[0], starts)))
-        plates = [p.name for p in structure.plates]
+        block.adopt(self._whole)
+        plates = [p.name for p in self._whole.plates]
         self.stat_dims = {
             "log_evidence": plates,
             "particle_ess": ["time", *plates],
             "path_update": ["time", *plates],
         }
-        inner = self._conditioned[1]
         if not self._whole.global_sites:
             self._kernels, self._specs = (block,), (self._own_sites,)
         else:
@@ -402,25 +407,55 @@ class ParticleGibbs(Gibbs):
                 inner = inner.wrap_model(lambda model: parallel_in_time(model, self._whole.index))
             self._kernels, self._specs = (block, inner), (self._own_sites, None)
         self._set_up_interweaving(inner)
+        single = is_prng_key(rng_key)
+        values, paths = self._first_paths(rng_key[None] if single else rng_key, model_args, kwargs)
 
-        def start(key, values):
-            return self._init_chain(key, num_warmup, values, init_params, model_args, kwargs)
+        def start(key, values, path):
+            with compiled_start():
+                return self._init_chain(key, num_warmup, values, path, init_params, model_args, kwargs)
 
+        if single:
+            return start(rng_key, *jax.tree.map(lambda v: v[0], (values, paths)))
+        return jax.vmap(start)(rng_key, values, paths)
+
+    def _first_paths(self, keys, model_args, kwargs):
+        """Parameters at which the chains start, and a path for each, from a particle filter."""
+        names, block = self._whole.global_sites, self._conditioned[0]
+
+        def one(key):
+            key_values, key_path = random.split(key)
+            model = handlers.substitute(handlers.seed(self._model, key_values), substitute_fn=init_to_hint())
+            _, trace = run_prefix(model, model_args, kwargs, index=self._whole.index, key=key_values)
+            if not set(names) <= set(trace):  # parameters that come after the scan
+                trace = handlers.trace(model).get_trace(*model_args, **kwargs)
+            values = {n: trace[n]["value"] for n in names}
+            return values, block.begin(key_path, model_args, with_conditioning(kwargs, values))
+
+        run = jax.jit(jax.vmap(one))
+        values, paths = run(keys)
         for attempt in range(5):
-            if is_prng_key(rng_key):
-                state = start(rng_key, jax.tree.map(lambda v: v[0], starts))
-            else:
-                state = jax.vmap(start)(rng_key, starts)
-            evidence = state.block_states[0].log_evidence
-            if isinstance(evidence, jax.core.Tracer) or np.isfinite(np.asarray(evidence)).all():
-                return state
-            # Some prior draw makes the data impossible: others may not.
-            starts = self._starts(jax.vmap(lambda k: random.fold_in(k, attempt))(keys), model_args, kwargs)  # noqa: B023
-        from sojourn.inference._particle_filter import explain_weights
-
-        read = ScanModel(self._model, model_args, kwargs, structure)
-        values = jax.tree.map(lambda v: v[0], starts)
-        raise ValueError(explain_weights(read, values, random.key(0), block.num_particles))
+            if isinstance(paths.log_evidence, jax.core.Tracer):
+                return values, paths
+            evidence = np.asarray(paths.log_evidence).reshape(len(keys), -1)
+            hopeless = ~np.isfinite(evidence).all(1)
+            if not hopeless.any():
+                return values, paths
+            # Some draw of the parameters makes the data impossible: another may not.
+            again = run(jax.vmap(random.fold_in, (0, None))(keys, attempt))
+            values, paths = jax.tree.map(
+                lambda old, new, bad=hopeless: (
+                    jnp.where(bad.reshape((-1, *(1,) * (old.ndim - 1))), new, old)
+                    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+                    else old
+                ),
+                (values, paths),
+                again,
+            )
+        read = ScanModel(self._model, model_args, kwargs, self._whole)
+        bad = int(np.flatnonzero(hopeless)[0])
+        given = jax.tree.map(lambda v: v[bad], values)
+        said = explain_weights(read, given, random.key(0), block.num_particles)
+        raise ValueError(said or "The particles lose all their weight at every start that was tried.")
 
     def _refuse(self, whole: ScanStructure) -> None:
         if whole.subsampled:
@@ -436,22 +471,18 @@ class ParticleGibbs(Gibbs):
                 "None)])."
             )
 
-    def _init_chain(self, key, num_warmup, values, params, model_args, kwargs):
+    def _init_chain(self, key, num_warmup, values, path, params, model_args, kwargs):
         """As ``Gibbs.init``, without its own run of the model: the partition is known."""
-        with compiled_start():
-            return self._init_blocks(key, num_warmup, values, params, model_args, kwargs)
-
-    def _init_blocks(self, key, num_warmup, values, params, model_args, kwargs):
-        block, *rest = self._kernels
+        rest = self._kernels[1:]
         self._sites = (tuple(self._own_sites({})), *(tuple(self._whole.global_sites) for _ in rest))
         self._has_deterministic = self._whole.has_deterministic
-        key, key_path, key_rest = random.split(key, 3)
-        states = [block.init(key_path, num_warmup, None, model_args, with_conditioning(kwargs, values))]
+        key, key_rest = random.split(key)
+        states = [path]
         for inner in rest:
-            given = with_conditioning(kwargs, states[0].z)
+            given = with_conditioning(kwargs, path.z)
             states.append(_init_at(inner, key_rest, num_warmup, values, params, model_args, given))
         if self._innovations is not None:
-            given = with_conditioning(kwargs, self._to_innovations(values, states[0].z, model_args, kwargs))
+            given = with_conditioning(kwargs, self._to_innovations(values, path.z, model_args, kwargs))
             key_rest = random.fold_in(key_rest, 1)
             states.append(_init_at(self._second, key_rest, num_warmup, values, params, model_args, given))
         self._sample_fn = self._sample_one
@@ -481,21 +512,6 @@ class ParticleGibbs(Gibbs):
         """What the second kernel holds fixed: innovations, and the sites of the path that have none."""
         rest = {n: v for n, v in path.items() if n not in self._innovations.sites}
         return {**rest, **self._innovations.of({**parameters, **path}, model_args, kwargs)}
-
-    def _starts(
-        self, keys: Array, model_args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Array]:
-        """Parameters at which the chains start."""
-        names = self._whole.global_sites
-
-        def one(key):
-            model = handlers.substitute(handlers.seed(self._model, key), substitute_fn=init_to_hint())
-            _, trace = run_prefix(model, model_args, kwargs, index=self._whole.index, key=key)
-            if not set(names) <= set(trace):  # parameters that come after the scan
-                trace = handlers.trace(model).get_trace(*model_args, **kwargs)
-            return {n: trace[n]["value"] for n in names}
-
-        return jax.jit(jax.vmap(one))(keys) if names else {}
 
     @property
     def is_ensemble_kernel(self) -> bool:

@@ -152,6 +152,7 @@ class ParticleMarginal(MCMCKernel):
         self._num_warmup = 0
         self._structure: ScanStructure
         self._transforms: dict[str, Any]
+        self._shapes: dict[str, tuple[int, ...]]
         self._after: tuple[str, ...]
 
     @property
@@ -168,7 +169,9 @@ class ParticleMarginal(MCMCKernel):
             return self._start(key, given, model_args, kwargs)
 
         batched = not is_prng_key(rng_key)
-        state = (jax.vmap(start, (0, 0 if init_params else None)) if batched else start)(rng_key, init_params)
+        state = jax.jit(jax.vmap(start, (0, 0 if init_params else None)) if batched else start)(
+            rng_key, init_params
+        )
         sound = jnp.isfinite(state.log_joint)
         if not isinstance(sound, jax.core.Tracer) and not bool(sound.all()):
             bad = int(jnp.argmin(jnp.atleast_1d(sound)))
@@ -195,37 +198,59 @@ class ParticleMarginal(MCMCKernel):
     def _read_model(self, args, kwargs):
         structure = analyze(self._model, args, kwargs, scan=self._scan, plates=self._correlation is None)
         refuse_deferred(structure)
-        traces = [trace_model(self._model, args, kwargs, key=random.key(k)) for k in range(2)]
-        trace = traces[0]
+        laws = self._laws(structure, args, kwargs)
         for name in structure.global_sites:
-            if trace[name]["fn"].support.is_discrete:
+            if laws[name].support.is_discrete:
                 raise ValueError(
                     f"Parameter '{name}' is discrete, and ParticleMarginal moves its parameters by a random walk: "
                     "sum it out, or give it a block of its own beside ParticleGibbs."
                 )
-            supports = [jax.tree.leaves(t[name]["fn"].support) for t in traces]
-            if not all(np.array_equal(a, b) for a, b in zip(*supports, strict=True)):
-                raise ValueError(
-                    f"The support of '{name}' depends on another parameter: sample it on a fixed support and scale it."
-                )
-        for name, site in trace.items():
-            if site["type"] == "plate" and site["args"][1] is not None and site["args"][1] < site["args"][0]:
-                raise ValueError(
-                    f"Plate '{name}' takes a subsample of the data, which a Metropolis step cannot work with."
-                )
-        if self._correlation is not None:
-            for name in (*structure.path_sites, *structure.initial_sites):
-                _quantile(trace[name]["fn"], jnp.zeros(np.shape(trace[name]["value"])), name)
-        before = run_prefix(self._model, args, kwargs, index=structure.index)[1]
-        mine = {*structure.path_sites, *structure.observed_sites}
         self._structure = structure
-        self._shapes = {
-            n: np.shape(trace[n]["value"]) for n in (*structure.path_sites, *structure.initial_sites)
-        }
-        self._transforms = {n: dist.biject_to(trace[n]["fn"].support) for n in structure.global_sites}
-        self._after = tuple(
-            n for n, s in trace.items() if s["type"] == "sample" and n not in before and n not in mine
-        )
+        self._transforms = {n: dist.biject_to(laws[n].support) for n in structure.global_sites}
+
+    def _laws(self, structure, args, kwargs) -> dict[str, Any]:
+        """Laws of the parameters; shapes and order of the sites on the way. Nothing is computed if possible."""
+        laws: dict[str, Any] = {}
+        mine = {*structure.path_sites, *structure.observed_sites}
+        states = (*structure.path_sites, *structure.initial_sites)
+
+        def look(key):
+            trace = trace_model(self._model, args, kwargs, key=key)
+            for name, site in trace.items():
+                if (
+                    site["type"] == "plate"
+                    and site["args"][1] is not None
+                    and site["args"][1] < site["args"][0]
+                ):
+                    raise ValueError(
+                        f"Plate '{name}' takes a subsample of the data, which a Metropolis step cannot work with."
+                    )
+            order = [n for n, s in trace.items() if s["type"] == "sample"]
+            first = min(order.index(n) for n in mine if n in order)
+            self._after = tuple(n for n in order[first:] if n not in mine)
+            self._shapes = {n: np.shape(trace[n]["value"]) for n in states}
+            if self._correlation is not None:
+                for name in states:
+                    _quantile(trace[name]["fn"], jnp.zeros(self._shapes[name]), name)
+            laws.update({n: trace[n]["fn"] for n in structure.global_sites})
+
+        def leaves():
+            return [x for n in structure.global_sites for x in jax.tree.leaves(laws[n].support)]
+
+        jax.eval_shape(look, random.key(0))
+        if any(isinstance(x, jax.core.Tracer) for x in leaves()):
+            # Bounds worked out from the data, or from other parameters: see whether two draws share them.
+            bounds = []
+            for k in range(2):
+                look(random.key(k))
+                bounds.append({n: jax.tree.leaves(laws[n].support) for n in laws})
+            for name in laws:
+                if not all(np.array_equal(a, b) for a, b in zip(*(b[name] for b in bounds), strict=True)):
+                    raise ValueError(
+                        f"The support of '{name}' depends on another parameter: sample it on a fixed support and "
+                        "scale it."
+                    )
+        return laws
 
     def _read(self, args, kwargs) -> ScanModel:
         return ScanModel(self._model, args, kwargs, self._structure)
@@ -357,6 +382,8 @@ class ParticleMarginal(MCMCKernel):
 
         def constrain(z):
             values = {n: self._transforms[n](v) if n in self._transforms else v for n, v in z.items()}
+            if not self._structure.has_deterministic:
+                return values
             trace = trace_model(self._model, args, kwargs, key=random.key(0), values=values)
             derived = {n: s["value"] for n, s in trace.items() if s["type"] == "deterministic"}
             return {**values, **derived}

@@ -144,10 +144,19 @@ class StateSpace:
             index=read.structure.index,
             key=key,
             values={**self._parameters, **values},
+            draws=len(read.structure.initial_sites),
         )
 
     def _step(self, carry, x, t, key=None, values=None):
-        carry, _, trace = run_step(self._call, carry, x, jnp.asarray(t), key=key, values=values)
+        carry, _, trace = run_step(
+            self._call,
+            carry,
+            x,
+            jnp.asarray(t),
+            key=key,
+            values=values,
+            draws=len(self._read.structure.path_sites),
+        )
         carry = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), carry, self._like)
         return carry, {n: s for n, s in trace.items() if s["type"] == "sample"}
 

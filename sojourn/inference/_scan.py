@@ -52,6 +52,36 @@ class Plate(NamedTuple):
     size: int
 
 
+class _one_key(handlers.seed):
+    """``seed`` for a stretch of the model with one site to draw: it gets the key as it is.
+
+    Splitting it would cost as much as the draw, for every particle at every step. Should there be a second site
+    after all, the key is split from there on.
+    """
+
+    def __init__(self, key: Array):
+        super().__init__(None, key)
+        self.whole = True
+
+    def __enter__(self):
+        self.whole = True
+        return super().__enter__()
+
+    def process_message(self, msg):
+        drawn = msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None
+        if drawn and self.whole and msg["kwargs"]["rng_key"] is None:
+            self.whole = False
+            msg["kwargs"]["rng_key"] = self.rng_key
+            self.rng_key = jax.random.fold_in(self.rng_key, 1 << 30)
+        else:
+            super().process_message(msg)
+
+
+def _seeded(key: Array | None, draws: int | None) -> handlers.seed:
+    key = jax.random.key(0) if key is None else key
+    return _one_key(key) if draws == 1 else handlers.seed(rng_seed=key)
+
+
 class _ScanReached(Exception):
     def __init__(self, call: ScanCall):
         self.call = call
@@ -108,15 +138,18 @@ def run_prefix(
     index: int = 0,
     key: Array | None = None,
     values: Mapping[str, Any] | None = None,
+    draws: int | None = None,
 ) -> tuple[ScanCall, dict[str, Site]]:
-    """Run the model up to its scan: the scan's arguments, and the trace so far."""
-    key = jax.random.key(0) if key is None else key
+    """Run the model up to its scan: the scan's arguments, and the trace so far.
+
+    ``draws`` is the number of sites that have no value yet, if that is known.
+    """
     try:
         with (
             handlers.block(),
             capture_scan(index),
             handlers.trace() as trace,
-            handlers.seed(rng_seed=key),
+            _seeded(key, draws),
             handlers.substitute(data=dict(values or {})),
         ):
             model(*args, **kwargs)
@@ -133,8 +166,12 @@ def run_step(
     *,
     key: Array | None = None,
     values: Mapping[str, Any] | None = None,
+    draws: int | None = None,
 ) -> tuple[Any, Any, dict[str, Site]]:
-    """One turn of the transition function: the new carry, its output, and the trace of the step."""
+    """One turn of the transition function: the new carry, its output, and the trace of the step.
+
+    ``draws`` is the number of sites that have no value yet, if that is known.
+    """
     fn = handlers.infer_config(call.f, config_fn=lambda _: {"_scan_current_index": t})
     for kind, given in call.substitute_stack:
         at_step = partial(_subs_wrapper, given, t, call.length)
@@ -147,7 +184,7 @@ def run_step(
     with (
         handlers.block(),
         handlers.trace() as trace,
-        handlers.seed(rng_seed=jax.random.key(0) if key is None else key),
+        _seeded(key, draws),
         handlers.substitute(data=dict(values or {})),
     ):
         carry, output = fn(carry, x)

@@ -108,7 +108,7 @@ class Layout:
     def values(self, supports: Mapping[str, Support], number: Array) -> dict[str, Array]:
         """Values of several sites from the number of their combination (the last one varies fastest)."""
         result: dict[str, Array] = {}
-        for name in reversed(supports):
+        for name in reversed(list(supports)):
             support = supports[name]
             result[name] = _pick(jnp.asarray(support.table), number % support.size, support.systems)
             number = number // support.size
@@ -359,7 +359,9 @@ class SummedScan:
                 return {n: 0 if getattr(r, what) else None for n, r in self.reach.items()}
 
             found = jax.vmap(
-                everywhere(terms, out("tuple"), out("value")), in_axes=(time, None, 0, 0), out_axes=out("time")
+                everywhere(terms, out("tuple"), out("value")),
+                in_axes=(time, None, 0, 0),
+                out_axes=out("time"),
             )(leaves, values, self._x(slice(head, None)), jnp.arange(head, length))
             for n, r in self.reach.items():
                 lacking = [axis for axis, on in enumerate((r.time, r.tuple, r.value)) if not on]
@@ -371,7 +373,7 @@ class SummedScan:
         layout = self.layout
         number = jnp.arange(layout.num_values)
         result: dict[str, Array] = {}
-        for name in reversed(layout.sites):
+        for name in reversed(list(layout.sites)):
             support = layout.sites[name]
             result[name] = jnp.asarray(support.table)[number % support.size]
             number = number // support.size
@@ -469,7 +471,9 @@ class SummedScan:
             spans.append(slice(head, None))
         full = (self.layout.num_tuples, self.layout.num_values, *self.layout.systems)
         return [
-            jnp.broadcast_to(self._keep().before[span][:, :, None] + terms, (self._steps[bool(span.start)], *full))
+            jnp.broadcast_to(
+                self._keep().before[span][:, :, None] + terms, (self._steps[bool(span.start)], *full)
+            )
             for span, terms in zip(spans, self._summed(names), strict=True)
         ]
 
@@ -612,9 +616,16 @@ class SummedScan:
                         found[name]["fn"] = site["fn"]
             return leaves, (output, found)
 
-        start = [leaf[0] if on else leaf for leaf, on in zip(self._start, layout.touched, strict=True)]
         inputs = (self.call.xs, jnp.arange(self.call.length))
-        last, (output, found) = jax.lax.scan(step, start, inputs)
+
+        def first(leaves, axis):
+            return [jnp.take(v, 0, axis) if on else v for v, on in zip(leaves, layout.touched, strict=True)]
+
+        if self._concrete:  # the carries may never be asked for
+            last, (output, found) = jax.lax.scan(step, first(self._start, 0), inputs)
+        else:
+            last, (output, found) = jax.vmap(step)(first(self._all_carries(), 1), inputs)
+            last = [leaf[-1] for leaf in last]
         return last, output, {n: {**static[n], **found[n]} for n in static}
 
     # ------------------------------------------------------------------------------ laws of the sites
@@ -658,7 +669,7 @@ class SummedScan:
         )
         return found.any((1, 2))
 
-    def law(self, name: str, site: Site) -> SummedSite:
+    def law(self, name: str, site: dict[str, Any]) -> SummedSite:
         """The law of a site that is not discrete: see :class:`SummedSite`."""
         value = site["value"]
         base = self.sites[name]["fn"]

@@ -25,9 +25,7 @@ chains under ``vmap`` are redone together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -149,8 +147,7 @@ def _scaled_arrivals(log_start: Array, log_move: Array, log_weight: Array) -> tu
     states = log_start.shape[-2]
     tiny = jnp.finfo(weight.dtype).tiny
     fixed = log_move.shape[-4] == 1
-    moves = lax.optimization_barrier(jnp.swapaxes(jnp.moveaxis(_time_first(move, 3), -3, -1), -1, -2))
-    moves = jnp.swapaxes(moves, -1, -2)  # (n, ..., B, K, S)
+    moves = lax.optimization_barrier(jnp.moveaxis(_time_first(move, 3), -3, -1))  # (n, ..., B, K, S)
 
     def step(law, x):
         weight, move = x if not fixed else (x, moves[0])
@@ -169,6 +166,11 @@ def _scaled_arrivals(log_start: Array, log_move: Array, log_weight: Array) -> tu
     return jnp.where(possible, _log(arrived) + top, -jnp.inf), enough
 
 
+def _unroll(xs: Array) -> int:
+    """One or two steps take less to compile than a loop."""
+    return len(xs) if len(xs) <= 2 else 1
+
+
 def _log_arrivals(log_start: Array, log_move: Array, log_weight: Array) -> Array:
     states = log_start.shape[-2]
     fixed = log_move.shape[-4] == 1
@@ -182,7 +184,7 @@ def _log_arrivals(log_start: Array, log_move: Array, log_weight: Array) -> Array
         return _shift(new, states), arrived
 
     weights = _time_first(log_weight, 1)
-    _, arrived = lax.scan(step, log_start, weights if fixed else (weights, moves))
+    _, arrived = lax.scan(step, log_start, weights if fixed else (weights, moves), unroll=_unroll(weights))
     return _time_back(arrived, 2)
 
 
@@ -282,7 +284,8 @@ def _log_backward(before, arrived, posterior, log_move, g_increments, g_before, 
     if not fixed:
         xs["move"] = moves
     total = jnp.zeros_like(log_move[..., 0, :, :, :]) if fixed else jnp.zeros(())
-    (g_start, total), (g_new, g_move) = lax.scan(step, (g_last, total), xs, reverse=True)
+    unroll = _unroll(moves if not fixed else xs["g"])
+    (g_start, total), (g_new, g_move) = lax.scan(step, (g_last, total), xs, reverse=True, unroll=unroll)
     g_move = total[..., None, :, :, :] if fixed else _time_back(g_move, 3)
     return g_start, g_move, _time_back(g_new, 2).sum(-2)
 
@@ -460,7 +463,7 @@ def sample_paths(
     noise, noise_end = jnp.split(noise, [states * steps], 1)
     at = jnp.argmax(run.last.ravel() + noise_end, 1)
     noise = jnp.moveaxis(noise.reshape(num_samples, steps, states), 0, 2)
-    paths = []
+    paths: list[Array] = []
     first = len(run.before)
     for piece in reversed(pieces):
         first -= len(piece.log_weight)
@@ -474,8 +477,6 @@ def sample_paths(
             return jnp.argmax(score, 0) * rest + others, state
 
         xs = (run.before[span], noise[span])
-        at, path = lax.scan(
-            back, at, xs if len(piece.log_move) == 1 else (*xs, piece.log_move), reverse=True
-        )
+        at, path = lax.scan(back, at, xs if len(piece.log_move) == 1 else (*xs, piece.log_move), reverse=True)
         paths.insert(0, path)
     return at, jnp.concatenate(paths).T

@@ -8,10 +8,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray as xr
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
+from numpyro.infer import log_likelihood
 from numpyro.infer.util import log_density
 
+from sojourn.distributions import HiddenMarkov
+from sojourn.inference._decode import decode_paths
 from sojourn.inference._marginalize import marginalize
 from sojourn.inference._scan import prepared
 
@@ -19,23 +23,28 @@ MOVE = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])
 TWO = np.array([[0.8, 0.2], [0.35, 0.65]])
 LOC = np.array([-1.0, 0.5, 2.0])
 Y = np.array([0.3, -1.0, 2.2, 0.1, 1.4])
+LONG = np.concatenate([Y, [-0.4, 2.0]])
 TOLERANCE = 1e-12  # relative, in double precision: sums of a few hundred terms
 
 
-def every_path(model, args, params, spaces):
-    """Log-density summed over all values of the discrete sites: ``spaces`` holds their shapes and number of values."""
+def paths_and_weights(model, args, params, spaces):
+    """All values of the discrete sites and their log-density: ``spaces`` holds their shapes and number of values."""
     sizes = [k for shape, k in spaces.values() for _ in range(int(np.prod(shape)))]
     grid = np.indices(sizes).reshape(len(sizes), -1).T
 
     def one(row):
-        values, place = dict(params), 0
+        values, place = {}, 0
         for name, (shape, _) in spaces.items():
             count = int(np.prod(shape))
             values[name] = row[place : place + count].reshape(shape)
             place += count
-        return log_density(prepared(model), args, {}, values)[0]
+        return {**values, "weight": log_density(prepared(model), args, {}, {**params, **values})[0]}
 
-    return jax.nn.logsumexp(jax.jit(jax.vmap(one))(jnp.asarray(grid)))
+    return jax.jit(jax.vmap(one))(jnp.asarray(grid))
+
+
+def every_path(model, args, params, spaces):
+    return jax.nn.logsumexp(paths_and_weights(model, args, params, spaces)["weight"])
 
 
 def markov(y, move=MOVE):
@@ -211,9 +220,9 @@ def forbidden(y):
 
 PANEL = np.array([[0.3, 1.2], [-1.0, 2.0], [2.2, 0.4]])
 CASES = {
-    "markov": (markov, (Y,), {"loc": LOC}, {"s": ((5,), 3)}),
+    "markov": (markov, (LONG,), {"loc": LOC}, {"s": ((7,), 3)}),
     "missing": (markov, (np.where([0, 1, 0, 0, 1], np.nan, Y),), {"loc": LOC}, {"s": ((5,), 3)}),
-    "second order": (second_order, (Y,), {"rise": 0.3}, {"s": ((5,), 2)}),
+    "second order": (second_order, (LONG,), {"rise": 0.3}, {"s": ((7,), 2)}),
     "second order, short": (second_order, (Y[:2],), {"rise": 0.3}, {"s": ((2,), 2)}),
     "second order, one step": (second_order, (Y[:1],), {"rise": 0.3}, {"s": ((1,), 2)}),
     "second order from roots": (
@@ -238,9 +247,9 @@ CASES = {
     "panel from roots": (panel_from_roots, (PANEL,), {"loc": LOC}, {"s": ((2, 2), 3), "s0": ((2,), 3)}),
     "switching": (
         switching,
-        (Y,),
-        {"drag": 0.6, "x0": 0.4, "x": np.array([0.1, 0.5, 1.0, 0.8, 0.9])},
-        {"s": ((5,), 2), "s0": ((), 2)},
+        (LONG,),
+        {"drag": 0.6, "x0": 0.4, "x": np.array([0.1, 0.5, 1.0, 0.8, 0.9, -0.3, 0.2])},
+        {"s": ((7,), 2), "s0": ((), 2)},
     ),
     "scaled carry": (scaled_carry, (Y,), {"slope": 0.7}, {"s": ((5,), 3)}),
     "many roots": (many_roots, (Y,), {"noise": 0.7}, {"s": ((5,), 2), "s0": ((), 4)}),
@@ -264,3 +273,48 @@ def test_equals_the_sum_over_every_path(x64, name):
     np.testing.assert_allclose(value, expected, rtol=TOLERANCE)
     for n in params:
         np.testing.assert_allclose(gradient[n], slope[n], rtol=1e-9, atol=1e-10)
+
+
+def test_terms_are_those_of_the_hidden_markov_distribution(x64):
+    y = jnp.asarray(np.where(np.arange(60) % 7 == 3, np.nan, np.tile(Y, 12)))
+    terms = log_likelihood(marginalize(markov), {"loc": jnp.asarray(LOC)[None]}, y)["y"][0]
+    law = HiddenMarkov(MOVE[0], MOVE, dist.Normal(jnp.asarray(LOC), 1.0), num_steps=60)
+    np.testing.assert_allclose(terms, law.predictive_log_prob(y), rtol=1e-10, atol=1e-12)
+
+
+def test_terms_of_two_sites_follow_the_order_of_the_step(x64):
+    """log p(y_t | past) is what the sum over paths changes by when y_t comes in, then log p(n_t | y_t, past)."""
+    data, params = CASES["factorial"][1][0], {"noise": jnp.asarray(0.8)}
+    terms = log_likelihood(marginalize(factorial), {"noise": jnp.asarray([0.8])}, data)
+
+    def whole(data):
+        spaces = {"a": ((len(data),), 3), "b": ((len(data),), 2)}
+        return float(every_path(factorial, (data,), params, spaces)) - float(
+            dist.HalfNormal(1.0).log_prob(0.8)
+        )
+
+    without = data[:3].copy()
+    without[2, 1] = np.nan
+    np.testing.assert_allclose(terms["y"][0, 2], whole(without) - whole(data[:2]), rtol=1e-10)
+    np.testing.assert_allclose(terms["n"][0, 2], whole(data[:3]) - whole(without), rtol=1e-10)
+
+
+def test_paths_follow_the_posterior_by_enumeration(x64):
+    """Probabilities and best path to 1e-10; 2000 sampled paths within 4.5 standard errors."""
+    model, (y,), _, spaces = CASES["panel from roots"]
+    posterior = xr.Dataset({"loc": (("chain", "draw", "k"), np.broadcast_to(LOC, (1, 2000, 3)))})
+    found = decode_paths({"posterior": posterior}, model, y)
+    table = paths_and_weights(model, (y,), {"loc": jnp.asarray(LOC)}, spaces)
+    table = {n: np.asarray(v) for n, v in table.items()}
+    law = np.exp(table["weight"] - np.logaddexp.reduce(table["weight"]))
+    best = np.argmax(law)
+    for name in ("s", "s0"):
+        np.testing.assert_array_equal(found[f"{name}_viterbi"].values[0, 0], table[name][best])
+        exact = np.einsum("n,n...k->...k", law, table[name][..., None] == np.arange(3))
+        np.testing.assert_allclose(found[f"{name}_probability"].values[0, 0], exact, rtol=1e-10, atol=1e-12)
+        drawn = (found[name].values[0, ..., None] == np.arange(3)).mean(0)
+        z = (drawn - exact) / np.sqrt(exact * (1 - exact) / 2000)
+        assert np.abs(z).max() < 4.5
+    pair = (found["s0"].values[0, :, 0] == 0) & (found["s"].values[0, :, 0, 0] == 0)
+    exact = law[(table["s0"][:, 0] == 0) & (table["s"][:, 0, 0] == 0)].sum()
+    assert abs(pair.mean() - exact) < 4.5 * np.sqrt(exact * (1 - exact) / 2000)

@@ -35,7 +35,9 @@ def paths(start, pieces):
     """Every start with every path, and its log-weight."""
     states, rest = start.shape
     number, steps = pieces[0].log_weight.shape[-1], sum(len(p.log_weight) for p in pieces)
-    moves = np.concatenate([np.broadcast_to(p.log_move, (len(p.log_weight), *p.log_move.shape[1:])) for p in pieces])
+    moves = np.concatenate(
+        [np.broadcast_to(p.log_move, (len(p.log_weight), *p.log_move.shape[1:])) for p in pieces]
+    )
     weights = np.concatenate([p.log_weight for p in pieces])
     found = []
     for first in range(start.size):
@@ -55,6 +57,15 @@ def total(start, pieces, **options):
     return ops.forward(start, pieces, **options).increments.sum()
 
 
+@jax.jit
+def answers(start, pieces):
+    run = ops.forward(start, pieces)
+    return run.increments, ops.smooth(start, pieces), ops.viterbi(start, pieces)
+
+
+slow_total = jax.jit(lambda start, pieces: total(start, pieces, vjp=False))
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("states", "number", "memory", "steps", "fixed"),
@@ -66,27 +77,26 @@ def test_sum_smoothing_and_best_path_are_those_of_all_paths(states, number, memo
     weights = np.array([w for *_, w in every])
     norm = np.logaddexp.reduce(weights)
     expected = norm - np.logaddexp.reduce(np.asarray(start).ravel())
-    np.testing.assert_allclose(total(start, pieces), expected, **TOLERANCE)
-    np.testing.assert_allclose(total(start, pieces, vjp=False), expected, **TOLERANCE)
+    increments, smoothed, (at, path) = answers(start, pieces)
+    np.testing.assert_allclose(increments.sum(), expected, **TOLERANCE)
+    np.testing.assert_allclose(slow_total(start, pieces), expected, **TOLERANCE)
 
-    smoothed = ops.smooth(start, pieces)
     probability = np.exp(weights - norm)
     marginals, first = np.zeros((steps, number)), np.zeros(start.size)
-    for (at, path, _), p in zip(every, probability, strict=True):
-        first[at] += p
-        marginals[np.arange(steps), path] += p
+    for (begin, along, _), p in zip(every, probability, strict=True):
+        first[begin] += p
+        marginals[np.arange(steps), along] += p
     np.testing.assert_allclose(smoothed.marginals, marginals, **TOLERANCE)
     np.testing.assert_allclose(smoothed.start.ravel(), first, **TOLERANCE)
 
     best = max(every, key=lambda x: x[2])
-    at, path = ops.viterbi(start, pieces)
     assert (int(at), tuple(path.tolist())) == best[:2]
 
 
 @pytest.mark.usefixtures("x64")
 def test_increments_are_ratios_of_the_sums_over_shorter_chains():
     start, (first, others) = chain(2, 2, 2, 6)
-    steps = ops.forward(start, [first, others]).increments
+    steps = answers(start, [first, others])[0]
     for n in range(2, 7):
         shorter = [first, Piece(others.log_move, others.log_weight[: n - 1])]
         expected = np.logaddexp.reduce([w for *_, w in paths(start, shorter)])
@@ -99,7 +109,7 @@ def test_increments_are_ratios_of_the_sums_over_shorter_chains():
 def test_reverse_rule_is_the_derivative_of_whatever_is_made_of_the_result(fixed):
     start, pieces = chain(2, 2, 2, 9, fixed=fixed)
     rng = np.random.default_rng(1)
-    run = ops.forward(start, pieces)
+    run = jax.eval_shape(ops.forward, start, pieces)
     by = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), run)
 
     def anything(start, pieces, vjp):
@@ -108,8 +118,8 @@ def test_reverse_rule_is_the_derivative_of_whatever_is_made_of_the_result(fixed)
         safe = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), run)
         return sum((a * b).sum() for a, b in zip(safe, by, strict=True))
 
-    ours = jax.grad(anything, 1)(start, pieces, True)
-    reference = jax.grad(anything, 1)(start, pieces, False)
+    gradient = jax.jit(jax.grad(anything, 1), static_argnums=2)
+    ours, reference = gradient(start, pieces, True), gradient(start, pieces, False)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
     second = [
@@ -130,9 +140,10 @@ def left_to_right(steps=40, jump=20, size=200.0):
 def test_a_state_that_underflows_is_kept_for_when_it_is_needed():
     """In float32 the scaled pass loses it (e^-200), and would report about -600 a step from the jump on."""
     start, pieces = left_to_right()
-    np.testing.assert_allclose(total(start, pieces), np.log(0.5) - 200.0, rtol=1e-6)
-    np.testing.assert_allclose(ops.smooth(start, pieces).marginals[:, 1], 1.0, rtol=1e-6)
-    arrived, enough = ops._scaled_arrivals(start, *pieces[0])
+    increments, smoothed, _ = answers(start, pieces)
+    np.testing.assert_allclose(increments.sum(), np.log(0.5) - 200.0, rtol=1e-6)
+    np.testing.assert_allclose(smoothed.marginals[:, 1], 1.0, rtol=1e-6)
+    _, enough = jax.jit(ops._scaled_arrivals)(start, *pieces[0])
     assert not bool(enough)
     # Only together with one that is in trouble does an innocent chain pay, and it comes out the same.
     calm = jnp.stack([jnp.zeros((40, 2)), pieces[0].log_weight])
@@ -142,7 +153,7 @@ def test_a_state_that_underflows_is_kept_for_when_it_is_needed():
 
 def test_a_usual_chain_stays_on_the_fast_pass():
     start, pieces = chain(4, 4, 1, 50)
-    _, enough = ops._scaled_arrivals(start - jax.nn.logsumexp(start), *pieces[1])
+    _, enough = jax.jit(ops._scaled_arrivals)(start - jax.nn.logsumexp(start), *pieces[1])
     assert bool(enough)
 
 
@@ -154,8 +165,9 @@ def test_vmap_of_gradients_is_the_gradients_one_by_one():
     def value(scale):
         return total(start, [Piece(scale * p.log_move, p.log_weight) for p in pieces])
 
-    together = jax.vmap(jax.value_and_grad(value))(scales)
-    alone = [jax.value_and_grad(value)(s) for s in scales]
+    both = jax.value_and_grad(value)
+    together, one = jax.jit(jax.vmap(both)), jax.jit(both)
+    together, alone = together(scales), [one(s) for s in scales]
     np.testing.assert_allclose(together, np.array(alone).T, rtol=1e-5)
 
 
@@ -166,12 +178,11 @@ def test_equals_the_hidden_markov_kernel():
     emission = 2.0 * rng.normal(size=(300, 4))
     pieces = [Piece(jnp.log(move)[None, :, None, :], jnp.asarray(emission[1:]))]
     first = np.log(initial) + emission[0]
-    run = ops.forward(jnp.asarray(first)[:, None], pieces)
-    whole = run.increments.sum() + np.logaddexp.reduce(first)
+    increments, found, (_, path) = answers(jnp.asarray(first)[:, None], pieces)
+    whole = increments.sum() + np.logaddexp.reduce(first)
     np.testing.assert_allclose(whole, hidden_markov.log_likelihood(initial, move, emission), **TOLERANCE)
     smoothed = hidden_markov.smooth(initial, move, emission)
-    np.testing.assert_allclose(ops.smooth(jnp.asarray(first)[:, None], pieces).marginals, smoothed.marginals[1:], **TOLERANCE)
-    _, path = ops.viterbi(jnp.asarray(first)[:, None], pieces)
+    np.testing.assert_allclose(found.marginals, smoothed.marginals[1:], **TOLERANCE)
     assert (path == hidden_markov.viterbi(initial, move, emission)[1:]).all()
 
 
@@ -181,7 +192,12 @@ def test_sampled_paths_follow_their_weights():
     every = paths(start, pieces)
     law = np.exp([w for *_, w in every])
     law /= law.sum()
-    at, drawn = ops.sample_paths(jax.random.key(0), ops.forward(start, pieces), pieces, num_samples=4000)
+
+    @jax.jit
+    def draw(key):
+        return ops.sample_paths(key, ops.forward(start, pieces), pieces, num_samples=4000)
+
+    at, drawn = draw(jax.random.key(0))
     counts = {(first, path): 0 for first, path, _ in every}
     for first, path in zip(at.tolist(), map(tuple, drawn.tolist()), strict=True):
         counts[first, path] += 1
@@ -191,7 +207,8 @@ def test_sampled_paths_follow_their_weights():
 
 def test_an_impossible_chain_weighs_nothing():
     start, pieces = left_to_right()
-    never = [Piece(pieces[0].log_move, pieces[0].log_weight.at[7].set(-jnp.inf))]
-    value, gradient = jax.value_and_grad(lambda w: total(start, [Piece(never[0].log_move, w)]))(never[0].log_weight)
+    weight = pieces[0].log_weight.at[7].set(-jnp.inf)
+    both = jax.jit(jax.value_and_grad(lambda w: total(start, [Piece(pieces[0].log_move, w)])))
+    value, gradient = both(weight)
     assert np.isneginf(value)
     assert np.isfinite(gradient).all()

@@ -1,0 +1,253 @@
+"""The demonstrations of the command line: real data in, verdict and report page out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
+from numpyro.contrib.control_flow import scan
+
+import sojourn as sj
+from sojourn.diagnostics import _arviz, _figures
+from sojourn.models import hidden_markov
+
+__all__ = ["DEMOS"]
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+def earthquakes(options: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    data = sj.datasets.earthquakes()
+    counts = data["count"]
+    print(
+        f"{counts.attrs['long_name'].capitalize()}, {counts.sizes['time']} years. Source: {data.attrs['source']}."
+    )
+    models = {n: partial(hidden_markov.poisson, num_states=n, name="count") for n in (1, 2, 3, 4)}
+    settings = {"num_warmup": options.num_warmup, "num_samples": options.num_samples, "seed": options.seed}
+    fits = {}
+    for n, model in models.items():
+        _say(f"NUTS, {n} state{'s' if n > 1 else ''}:")
+        fits[n] = sj.fit(model, counts, progress_bar=sys.stderr.isatty(), **settings)
+        verdict = sj.check(fits[n])
+        print(f"  {fits[n].attrs['seconds_total']:.0f} s. {str(verdict).splitlines()[0]}", flush=True)
+        for finding in verdict.findings:
+            if not finding.ok:
+                print(f"    {finding.name} {finding.value:.4g} at {finding.where}: {finding.advice}")
+
+    comparison = _arviz.compare({f"{n} states" if n > 1 else "1 state": fit for n, fit in fits.items()})
+    _say("Comparison by PSIS-LOO of the one-year-ahead densities (higher elpd is better):")
+    print(comparison.round(2).to_string())
+    best = int(str(comparison.index[0]).split()[0])
+    fit, model = fits[best], models[best]
+
+    _say(f"Posterior with {best} state{'s' if best > 1 else ''} (NUTS):")
+    summary = _arviz.summary(fit)
+    print(summary.to_string())
+    _say("Check:")
+    print(sj.check(fit))
+
+    _say(f"SVI, {best} states:")
+    variational = sj.fit(model, counts, engine="svi", progress_bar=sys.stderr.isatty(), **settings)
+    print(sj.check(variational))
+    engines = _side_by_side(fit, variational)
+    print(engines.round(3).to_string())
+
+    sections = [
+        sj.Section(
+            "How many regimes?",
+            [
+                "Poisson hidden Markov models with 1 to 4 states, compared by Pareto-smoothed leave-one-out "
+                "cross-validation of log p(y_t | y_<t). Differences below two standard errors do not decide.",
+                comparison.round(2),
+            ],
+        )
+    ]
+    if best > 1:
+        states = hidden_markov.decode(fit, model, counts)
+        future = hidden_markov.forecast(fit, model, counts, horizon=10, seed=options.seed)
+        ahead = future["count"].quantile([0.05, 0.5, 0.95], ("chain", "draw"))
+        years = pd.Index(future["time"].values, name="year")
+        table = pd.DataFrame(ahead.values.T.astype(int), years, ["5 %", "median", "95 %"])
+        sections += [
+            sj.Section(
+                "Which regime, when?",
+                [
+                    sj.diagnostics.plot_states(states, counts, level=fit.posterior["rate"]),
+                    "Points carry the colour of the likeliest state in that year; the line is the rate of the "
+                    "state the world was in, averaged over states and posterior draws.",
+                ],
+            ),
+            sj.Section("The ten years after", ["Predicted counts: median and 90 % interval.", table]),
+        ]
+    sections.append(
+        sj.Section(
+            "NUTS and SVI side by side",
+            [
+                f"k-hat of the guide: {_khat(variational):.2f} (below 0.7 it can stand in for the posterior).",
+                engines.round(3),
+            ],
+        )
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    page = sj.report(
+        fit,
+        options.output / "earthquakes.html",
+        title=f"Earthquakes of magnitude 7 or more, 1900-2006: a {best}-state Poisson hidden Markov model",
+        sections=sections,
+        open_browser=options.open,
+    )
+    _say(f"Report: {page}  ({time.perf_counter() - started:.0f} s in all)")
+
+
+def _khat(fit) -> float:
+    return next(f.value for f in sj.check(fit).findings if f.name == "khat")
+
+
+def _side_by_side(nuts, svi):
+    columns = {}
+    for label, fit in (("NUTS", nuts), ("SVI", svi)):
+        draws = _arviz.group(fit, "posterior").stack(all_draws=("chain", "draw"))
+        rows = {}
+        for name, variable in draws.data_vars.items():
+            variable = variable.transpose(..., "all_draws")
+            for index in np.ndindex(variable.shape[:-1]):
+                entry = f"{name}{list(index)}" if index else str(name)
+                rows[entry] = (float(variable[index].mean()), float(variable[index].std()))
+        columns[f"{label} mean"] = {entry: mean for entry, (mean, _) in rows.items()}
+        columns[f"{label} sd"] = {entry: sd for entry, (_, sd) in rows.items()}
+    return pd.DataFrame(columns)
+
+
+def stochastic_volatility(returns):
+    """Returns whose log-variance h is a stationary first-order autoregression (Taylor 1982); a plain NumPyro model."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    phi = numpyro.sample("phi", dist.Beta(20.0, 1.5))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(0.5))
+    h0 = numpyro.sample("h0", dist.Normal(mu, sigma / jnp.sqrt(1.0 - phi**2)))
+
+    def day(h, r):
+        h = numpyro.sample("h", dist.Normal(mu + phi * (h - mu), sigma))
+        numpyro.sample("log_return", dist.Normal(0.0, jnp.exp(h / 2.0)), obs=r)
+        return h, None
+
+    scan(day, h0, returns)
+
+
+def volatility(options: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    num_chains = 2
+    # Chains run in parallel if JAX sees as many devices; it looks when first used.
+    numpyro.set_host_device_count(min(num_chains, os.cpu_count() or 1))
+    data = sj.datasets.sp500()
+    returns = data["log_return"]
+    print(
+        f"Daily log-returns of the S&P 500 in per cent, {returns.sizes['time']} days. Source: {data.attrs['source']}."
+    )
+    _say("What particle Gibbs reads off the model:")
+    print(sj.read_scan(stochastic_volatility, returns.values).structure)
+    _say(
+        f"Particle Gibbs, {num_chains} chains of {options.num_samples} draws (about a minute on two idle cores):"
+    )
+    fit = sj.fit(
+        stochastic_volatility,
+        returns,
+        engine="particle_gibbs",
+        num_warmup=options.num_warmup,
+        num_samples=options.num_samples,
+        num_chains=num_chains,
+        seed=options.seed,
+        progress_bar=sys.stderr.isatty(),
+    )
+    print(f"  {fit.attrs['seconds_total']:.0f} s")
+    _say("Posterior of the parameters:")
+    print(_arviz.summary(fit, ["mu", "phi", "sigma", "h0"]).to_string())
+    _say("Check:")
+    print(sj.check(fit))
+    scale = np.exp(fit.posterior["h"] / 2.0)
+    middle = scale.median(("chain", "draw"))
+    top = int(middle.argmax())
+    low, high = (float(scale[..., top].quantile(q)) for q in (0.05, 0.95))
+    day = str(returns["time"].values[top])[:10]
+    answer = (
+        f"Volatility was highest on {day}: {float(middle[top]):.1f} % a day (90 % interval {low:.1f} to {high:.1f}), "
+        f"against a median over the whole period of {float(middle.median()):.1f} %."
+    )
+    _say(answer)
+    rate = fit.sample_stats["path_update"].mean(("chain", "draw"))
+    options.output.mkdir(parents=True, exist_ok=True)
+    page = sj.report(
+        fit,
+        options.output / "volatility.html",
+        title="S&P 500, 2007-2010: stochastic volatility by particle Gibbs",
+        sections=[
+            sj.Section("How volatile, when?", [_volatility_band(returns, scale), answer]),
+            sj.Section(
+                "Does the path move?",
+                [
+                    _update_rate(rate),
+                    "Share of draws in which the log-variance of that day took a new value. Below 0.2 the path "
+                    "hardly moves there, and neither the path nor what depends on it can be relied on. The rate is "
+                    "lowest around returns that the days before did not announce.",
+                ],
+            ),
+        ],
+        open_browser=options.open,
+    )
+    _say(f"Report: {page}  ({time.perf_counter() - started:.0f} s in all)")
+
+
+def _volatility_band(returns, scale):
+    time_ = returns["time"].values
+    low, middle, high = scale.quantile([0.05, 0.5, 0.95], ("chain", "draw")).values
+    figure, (above, below) = _figures.panels(2, height=2.2)
+    above.plot(time_, returns.values, color="0.55", linewidth=0.6, label="return")
+    for sign in (1.0, -1.0):
+        above.plot(
+            time_,
+            sign * 2.0 * middle,
+            color=_figures.WARM,
+            linewidth=1.0,
+            label="two standard deviations, median" if sign > 0 else None,
+        )
+    above.set_ylabel("return, %")
+    below.fill_between(time_, low, high, color=_figures.LIGHT, alpha=0.6, linewidth=0, label="90 %")
+    below.plot(time_, middle, color=_figures.BLUE, linewidth=1.0, label="median")
+    below.set_ylabel("exp(h / 2), % a day")
+    for axis in (above, below):
+        axis.margins(x=0.01)
+        axis.legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def _update_rate(rate):
+    figure, (axis,) = _figures.panels(1, height=2.0)
+    axis.plot(rate["time"].values, rate.values, color=_figures.BLUE, linewidth=0.8)
+    axis.axhline(0.2, color=_figures.WARM, linewidth=0.8, linestyle="--")
+    axis.set_ylim(0.0, 1.0)
+    axis.set_ylabel("update rate")
+    axis.margins(x=0.01)
+    return figure
+
+
+DEMOS = {
+    "hidden-markov": (
+        "earthquakes of magnitude 7 or more, 1900-2006: how many regimes, and when?",
+        earthquakes,
+    ),
+    "particle-gibbs": (
+        "returns of the S&P 500, 2007-2010: how volatile was the market, and when?",
+        volatility,
+    ),
+}
+"""Question and function of each, by name."""
