@@ -467,7 +467,6 @@ def bench_compile(repeats: int, quick: bool) -> list[Target]:
 
 def bench_fit(repeats: int, quick: bool) -> list[Target]:
     """Whole fits, compilation and all: effective draws of the parameters a second."""
-    import arviz as az
     import jax
     import jax.numpy as jnp
     from jax import random
@@ -475,6 +474,8 @@ def bench_fit(repeats: int, quick: bool) -> list[Target]:
 
     from sojourn.inference import ParticleGibbs
     from sojourn.inference._particle_marginal import ParticleMarginal
+
+    import arviz as az  # isort: skip  (imported first, it would leave NumPyro lazy)
 
     name = MODELS[1]
     y = simulate(name, FIT_STEPS)

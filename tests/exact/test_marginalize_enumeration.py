@@ -223,7 +223,6 @@ CASES = {
     "markov": (markov, (LONG,), {"loc": LOC}, {"s": ((7,), 3)}),
     "missing": (markov, (np.where([0, 1, 0, 0, 1], np.nan, Y),), {"loc": LOC}, {"s": ((5,), 3)}),
     "second order": (second_order, (LONG,), {"rise": 0.3}, {"s": ((7,), 2)}),
-    "second order, short": (second_order, (Y[:2],), {"rise": 0.3}, {"s": ((2,), 2)}),
     "second order, one step": (second_order, (Y[:1],), {"rise": 0.3}, {"s": ((1,), 2)}),
     "second order from roots": (
         second_order_from_roots,
@@ -237,7 +236,6 @@ CASES = {
         {"noise": 0.8},
         {"a": ((4,), 3), "b": ((4,), 2)},
     ),
-    "panel": (panel, (PANEL,), {"loc": LOC}, {"s": ((3, 2), 3)}),
     "panel, missing": (
         panel,
         (np.where([[0, 1], [0, 0], [1, 0]], np.nan, PANEL),),

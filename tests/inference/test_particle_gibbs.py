@@ -380,18 +380,18 @@ def test_a_site_that_cannot_be_interweaved_is_named():
 
 
 def test_particles_of_weight_zero_are_traced_to_step_and_site():
-    def model(y):
+    def model(counts):
         scale = numpyro.sample("scale", dist.HalfNormal(1.0))
 
-        def step(x, y):
-            x = numpyro.sample("x", dist.Normal(x, scale))
-            numpyro.sample("y", dist.Uniform(5.0, 6.0, validate_args=False), obs=y)
-            return x, None
+        def step(t, count):
+            x = numpyro.sample("x", dist.Normal(0.0, scale))
+            numpyro.sample("count", dist.Poisson(jnp.where(t == 2, 0.0, jnp.exp(x))), obs=count)
+            return t + 1, None
 
-        scan(step, 0.0, y)
+        scan(step, 0, counts)
 
-    with pytest.raises(ValueError, match=r"'y'.*step 0|step 0.*'y'"):
-        run(quick_kernel(model), SERIES)
+    with pytest.raises(ValueError, match=r"'count'.*step 2|step 2.*'count'"):
+        run(quick_kernel(model), np.array([1, 0, 3, 2, 0, 1]))
 
 
 def test_an_observation_of_infinite_density_is_traced_to_step_and_site():
