@@ -130,7 +130,11 @@ def sp500() -> xr.Dataset:
     return xr.Dataset(
         {
             "close": ("time", close[1:], {"long_name": "S&P 500 at the close"}),
-            "log_return": ("time", 100.0 * np.diff(np.log(close)), {"long_name": "daily log-return", "units": "%"}),
+            "log_return": (
+                "time",
+                100.0 * np.diff(np.log(close)),
+                {"long_name": "daily log-return", "units": "%"},
+            ),
         },
         coords={"time": np.array(days[1:], "datetime64[ns]")},
         attrs={

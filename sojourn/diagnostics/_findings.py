@@ -154,7 +154,9 @@ def _path_update(moved: xr.DataArray) -> Finding:
         "The path hardly moves there, and parameters stick to it however good their own effective sample size "
         "looks: take more particles, path='ancestor' with a state that forgets its past, or a guide."
     )
-    return Finding("path_update", value, PATH_UPDATE, ok, entry_name(rate, "path", index), "" if ok else advice)
+    return Finding(
+        "path_update", value, PATH_UPDATE, ok, entry_name(rate, "path", index), "" if ok else advice
+    )
 
 
 def _divergences(diverging: np.ndarray) -> Finding:

@@ -150,11 +150,12 @@ def fit(
     if follows_gradient:
         check_gradient_engine(trace, engine_name if kernel is not None else "variational inference")
 
+    stat_dims: dict[str, list[str]] = {}
     if kernel is None:
         run = engine_of.run(
             model, bare_args, bare_kwargs, num_samples=num_samples, key=key_run, progress_bar=progress_bar
         )
-        draws, stats, attrs, stat_dims = run.draws, run.stats, run.attrs, {}
+        draws, stats, attrs = run.draws, run.stats, run.attrs
     else:
         draws, stats, stat_dims = _run_mcmc(
             kernel, bare_args, bare_kwargs, num_warmup, num_samples, num_chains, key_run, progress_bar

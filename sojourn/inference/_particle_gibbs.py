@@ -212,7 +212,9 @@ class ConditionalSMC(MCMCKernel):
         z = {**sweep.path, **sweep.start}
         changed = jnp.zeros_like(sweep.ess, bool)
         axes = self.structure.value_axes
-        for name, values in sweep.path.items() if old is not None else ():
+        for name, values in sweep.path.items():
+            if old is None:
+                break
             kept = tuple(a + 1 for a in axes[name]) if axes else ()
             moved = jnp.moveaxis(values != old[name], kept, range(1, len(kept) + 1))
             changed = changed | moved.any(tuple(range(changed.ndim, moved.ndim)))
