@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 
 from sojourn._contract import Site, observed_sites, series_law
 
@@ -76,5 +77,16 @@ def _check_nan(name: str, site: Site, value: np.ndarray) -> None:
 
 def masked_out(site: Site) -> Any:
     """The array of ``numpyro.handlers.mask`` at a site (true where observed), or ``None``."""
-    mask = getattr(site["fn"], "_mask", None) if type(site["fn"]).__name__ == "MaskedDistribution" else None
-    return None if mask is None or mask is True or isinstance(mask, jax.core.Tracer) else mask
+    mask = mask_of(site["fn"])
+    return None if isinstance(mask, jax.core.Tracer) else mask
+
+
+def mask_of(fn: dist.Distribution) -> Any:
+    """The mask on a law, over its batch; ``None`` if there is none. Masks within masks count together."""
+    mask = None
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        own = getattr(fn, "_mask", None)
+        if own is not None and own is not True:
+            mask = own if mask is None else own & mask
+        fn = fn.base_dist
+    return mask

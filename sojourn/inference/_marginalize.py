@@ -21,6 +21,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from sojourn._contract import Site
+from sojourn.inference._check_model import mask_of
 from sojourn.inference._scan import (
     ScanCall,
     enclosing_handlers,
@@ -47,7 +48,6 @@ from sojourn.inference._summed_scan import (
     SummedSite,
     Support,
     _in_place,
-    _mask_of,
     _systems_depth,
     log_sum,
 )
@@ -513,7 +513,7 @@ class _sum_out(Messenger):
             return _in_place(self.weights[name][None], (1, *lead), plates)[0]
 
         law = SummedSite(lead, (*shape[batch:], *fn.event_shape), support, terms, fn.sample)
-        mask = _mask_of(fn)
+        mask = mask_of(fn)
         return law if mask is None or extra or not observed else law.mask(mask)
 
     # -------------------------------------------------------------------------------------- the scan
@@ -583,7 +583,7 @@ class _sum_out(Messenger):
                 values={**self.values, **chosen},
             )
             unnormalised = any(
-                trace[n]["scale"] is not None or _mask_of(trace[n]["fn"]) is not None for n in layout.roots
+                trace[n]["scale"] is not None or mask_of(trace[n]["fn"]) is not None for n in layout.roots
             )
             return [jnp.asarray(v) for v in jax.tree.leaves(found.init)], {
                 n: site_term(trace[n], layout.plates) for n in names

@@ -19,7 +19,7 @@ from numpyro.contrib.control_flow.scan import _subs_wrapper
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from sojourn._contract import Site
+from sojourn._contract import Site, series_law
 
 __all__ = [
     "Plate",
@@ -225,13 +225,10 @@ class _prepare(Messenger):
             return
         if self.inside and msg["infer"].get("enumerate") == "parallel":
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+        if series_law(msg, "predictive_log_prob") is not None:
+            return  # the law of a whole series, which knows its own gaps
         value = msg["value"]
-        if (
-            self.missing
-            and msg["is_observed"]
-            and jnp.size(value)
-            and jnp.issubdtype(jnp.result_type(value), jnp.floating)
-        ):
+        if self.missing and msg["is_observed"] and jnp.size(value) and _has_nan(value):
             fn, gap = msg["fn"], jnp.isnan(value)
             gone = gap.any(tuple(range(gap.ndim - fn.event_dim, gap.ndim)))
             value = jnp.where(gap, fn.support.feasible_like(jnp.asarray(value)), value)

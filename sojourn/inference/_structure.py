@@ -448,8 +448,8 @@ def with_plates(
         *structure.initial_sites,
         *structure.weighing,
     ]
-    common = set.intersection(*(set(sites[n]["plates"]) for n in concerned))
-    common = tuple(sorted((p for p in common if p.size > 1), key=lambda p: p.dim))
+    around = set.intersection(*(set(sites[n]["plates"]) for n in concerned))
+    common = tuple(sorted((p for p in around if p.size > 1), key=lambda p: p.dim))
     if not common:
         return structure
     axes = {}

@@ -25,6 +25,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.ops.provenance import eval_provenance
 
 from sojourn._contract import Site
+from sojourn.inference._check_model import mask_of
 from sojourn.inference._predictive import replicate
 from sojourn.inference._scan import Plate, ScanCall, is_latent, run_step, site_term
 from sojourn.inference._structure import canonical_carry
@@ -481,7 +482,7 @@ class SummedScan:
     def unnormalised(self) -> bool:
         """Whether a scale or a mask keeps the laws of the discrete sites from summing to one."""
         return any(
-            self.sites[n]["scale"] is not None or _mask_of(self.sites[n]["fn"]) is not None
+            self.sites[n]["scale"] is not None or mask_of(self.sites[n]["fn"]) is not None
             for n in self.discrete
         )
 
@@ -609,7 +610,7 @@ class SummedScan:
                 static[name] = site
                 found[name] = {"value": site["value"]}
                 if site["type"] == "sample":
-                    mask = _mask_of(site["fn"])
+                    mask = mask_of(site["fn"])
                     if mask is not None:
                         found[name]["mask"] = over_systems(mask, layout.plates, jnp.any)
                     if is_latent(site):
@@ -694,17 +695,6 @@ class SummedScan:
             lambda key: self.replicated(name, key),
             lambda key: self.ahead(name, key),
         )
-
-
-def _mask_of(fn: dist.Distribution) -> Any:
-    """The mask on a law, over its batch; ``None`` if there is none."""
-    mask = None
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        own = getattr(fn, "_mask", None)
-        if own is not None and own is not True:
-            mask = own if mask is None else jnp.logical_and(mask, own)
-        fn = fn.base_dist
-    return mask
 
 
 def _systems_depth(batch_ndim: int, plates: tuple[Plate, ...]) -> int:

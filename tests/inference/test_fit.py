@@ -161,6 +161,11 @@ def test_ragged_series():
     assert group(fit, "constant_data")["lengths"].values.tolist() == [5, 2, 3]
 
 
+def coin_of_two(tosses):
+    which = numpyro.sample("which", dist.Bernoulli(0.5))
+    numpyro.sample("tosses", dist.Bernoulli(0.3 + 0.4 * which), obs=tosses)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -169,20 +174,13 @@ def test_ragged_series():
         (lambda: sj.fit(normal_mean, np.ones(3), engine=lambda model: 1), "must return a numpyro MCMCKernel"),
         (lambda: sj.fit(normal_mean, np.ones(3), num_samples=0), "`num_samples` must be a whole number"),
         (lambda: sj.fit(normal_mean, None), "The model observes nothing"),
-        (
-            lambda: sj.fit(normal_mean, np.array([1.0, np.nan])),
-            "NaN at index 1, and nothing declares them missing",
-        ),
         (lambda: sj.fit(normal_mean, np.array([])), "data at site 'y' are empty"),
         (lambda: sj.fit(hidden_markov.poisson, np.array([]), num_states=2), "is empty"),
         (
             lambda: sj.fit(hidden_markov.poisson, [3, -1, 2], num_states=2),
             "Counts are non-negative integers; at index 1 stands -1",
         ),
-        (
-            lambda: sj.fit(hidden_markov.poisson, [3, 1, 2], num_states=2, path=True),
-            "Site 'hidden_state' is discrete",
-        ),
+        (lambda: sj.fit(coin_of_two, np.ones(3)), "Site 'which' is discrete, and nuts needs gradients"),
         (
             lambda: sj.fit(hidden_markov.poisson, [3, 1, 2], num_states=2, engine="blocked_gibbs"),
             "call the model with path=True",
@@ -205,6 +203,13 @@ def test_support_of_plain_sites():
 
     with pytest.raises(ValueError, match=r"lie outside the support of its law, Poisson \(first at index 2\)"):
         sj.fit(counts, np.array([1, 2, -3]))
+
+
+def test_nan_of_a_plain_model_is_missing():
+    fit = sj.fit(normal_mean, np.array([1.0, np.nan, 2.0]), **SHORT)
+    assert np.isnan(group(fit, "log_likelihood")["y"].values[0, 0]).tolist() == [False, True, False]
+    assert np.isnan(group(fit, "observed_data")["y"].values).tolist() == [False, True, False]
+    assert np.isfinite(group(fit, "posterior")["mu"].values).all()
 
 
 def test_masked_nan_of_a_plain_model():
