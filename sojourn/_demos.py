@@ -176,8 +176,8 @@ def volatility(options: argparse.Namespace) -> None:
     print(sj.check(fit))
     scale = np.exp(fit.posterior["h"] / 2.0)
     middle = scale.median(("chain", "draw"))
-    top = int(middle.argmax())
-    low, high = (float(scale[..., top].quantile(q)) for q in (0.05, 0.95))
+    top = int(np.argmax(middle.values))
+    low, high = (float(scale.isel(time=top).quantile(q)) for q in (0.05, 0.95))
     day = str(returns["time"].values[top])[:10]
     answer = (
         f"Volatility was highest on {day}: {float(middle[top]):.1f} % a day (90 % interval {low:.1f} to {high:.1f}), "
@@ -226,7 +226,7 @@ def _volatility_band(returns, scale):
     below.set_ylabel("exp(h / 2), % a day")
     for axis in (above, below):
         axis.margins(x=0.01)
-        axis.legend(loc="upper right", fontsize=8)
+        axis.legend(loc="upper right", fontsize=8, frameon=False)
     return figure
 
 

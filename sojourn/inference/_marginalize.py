@@ -144,7 +144,7 @@ def marginalize(model: Callable[..., Any], *, vjp: bool = True) -> Callable[...,
         >>> heads = jnp.array([1, 0, 1, 1, 1])
         >>> terms = numpyro.infer.log_likelihood(marginalize(coins), {"p": jnp.array([0.9])}, heads)
         >>> terms["heads"].shape, f"{terms['heads'].sum():.4f}"
-        ((1, 5), '-3.2049')
+        ((1, 5), '-2.8284')
     """
     return model if isinstance(model, _Marginalized) else _Marginalized(model, vjp)
 

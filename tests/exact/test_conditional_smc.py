@@ -83,7 +83,7 @@ def test_two_lags_need_two_steps_of_the_reference():
     assert structure.memory == 2
     assert_exact(models.smoothing_scores(process, exact, 6, **options))
     scores = models.smoothing_scores(process, exact, 6, memory=1)
-    assert models.root_mean_square(scores).max() > 5.0
+    assert models.root_mean_square(scores).max() > BOUND
 
 
 def test_a_state_that_never_forgets_keeps_its_genealogy_or_looks_ahead_to_the_end():
