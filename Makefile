@@ -41,6 +41,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --editable ".[bench]"
+	$(RUN) -m pip install --quiet --no-deps "particles>=0.4"
 	touch $@
 
 clean:
