@@ -11,6 +11,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/.installed
 	$(RUN) -m sojourn.cli demo
 
+# Most tests compile for seconds to run for milliseconds (tests/exact, which does not, undoes this).
+test: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 test: $(VENV)/.installed lint types
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
