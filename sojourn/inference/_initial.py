@@ -15,7 +15,7 @@ import numpyro.infer.util
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_uniform
 
-__all__ = ["compiled_start", "init_to_hint"]
+__all__ = ["compiled_once", "compiled_start", "init_to_hint"]
 
 
 def init_to_hint(site: dict[str, Any] | None = None, *, radius: float = 0.5) -> Any:
@@ -46,6 +46,17 @@ def init_to_hint(site: dict[str, Any] | None = None, *, radius: float = 0.5) -> 
 
 
 @contextmanager
+def compiled_once() -> Iterator[None]:
+    """Within this context programs are compiled fast and run slowly: right for those that run a single time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
 def compiled_start() -> Iterator[None]:
     """Within this context NumPyro's search for a start of finite density is one compiled program.
 
@@ -56,7 +67,8 @@ def compiled_start() -> Iterator[None]:
 
     def compiled(rng_key, model, *, prototype_params=None, **options):
         run = jax.jit(lambda key, params: search(key, model, prototype_params=params, **options))
-        return run(rng_key, prototype_params)
+        with compiled_once():
+            return run(rng_key, prototype_params)
 
     with patch.object(numpyro.infer.util, "find_valid_initial_params", compiled):
         yield

@@ -21,7 +21,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
-from sojourn.inference._initial import compiled_start, init_to_hint
+from sojourn.inference._initial import compiled_once, compiled_start, init_to_hint
 from sojourn.inference._interweave import Innovations
 from sojourn.inference._parallel_scan import parallel_in_time
 from sojourn.inference._particle_filter import explain_weights
@@ -239,7 +239,8 @@ class ConditionalSMC(MCMCKernel):
         kwargs = dict(model_kwargs or {})
         others = kwargs.pop(GIBBS_SITES_KWARG, {})
         run = jax.jit(lambda key, others: self.begin(key, model_args, with_conditioning(kwargs, others)))
-        return run(rng_key, others)
+        with compiled_once():
+            return run(rng_key, others)
 
     def sample(self, state, model_args, model_kwargs):
         key, key_sweep = random.split(state.rng_key)
@@ -434,7 +435,8 @@ class ParticleGibbs(Gibbs):
             return values, block.begin(key_path, model_args, with_conditioning(kwargs, values))
 
         run = jax.jit(jax.vmap(one))
-        values, paths = run(keys)
+        with compiled_once():
+            values, paths = run(keys)
         for attempt in range(5):
             if isinstance(paths.log_evidence, jax.core.Tracer):
                 return values, paths
