@@ -110,8 +110,9 @@ def fit(
         Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions.
 
     Raises:
-        ValueError: an unknown engine; data that are empty, NaN without a mask, or outside the support of
-            their law; a discrete latent site under an engine that needs gradients; nothing to fit.
+        ValueError: an unknown engine; data that are empty or outside the support of their law (NaN counts as
+            missing); a discrete latent site under an engine that needs gradients; nothing to fit.
+        TypeError: the model is no function.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, sojourn as sj
@@ -135,8 +136,8 @@ def fit(
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
-    check_scans(model, bare_args, bare_kwargs)
     model = prepared(model)
+    check_scans(model, bare_args, bare_kwargs)
     runs_itself = isinstance(engine_of, Variational | ScoreAscent)
     kernel = None if runs_itself else _kernel(engine_of, model)
     follows_gradient = isinstance(engine_of, Variational) or isinstance(kernel, HMC)

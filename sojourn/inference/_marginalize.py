@@ -30,6 +30,7 @@ from sojourn.inference._scan import (
     prepared,
     run_prefix,
     run_step,
+    scan_length,
     site_term,
 )
 from sojourn.inference._structure import (
@@ -520,10 +521,9 @@ class _sum_out(Messenger):
     def summed(self, f, init, xs, length, reverse, rng_key=None, substitute_stack=None, **_):
         """In place of NumPyro's own: its arguments and result."""
         layout = self.plan.layout
-        if length is None:
-            length = jnp.shape(jax.tree.leaves(xs)[0])[0]
+        length = scan_length(xs, length)
         stack = tuple(_as_substitute(given) for given in substitute_stack or ())
-        call = ScanCall(f, init, xs, int(length), stack)
+        call = ScanCall(f, init, xs, length, stack)
         roots, carry = self._start(call)
         (log_start, base) = roots
         drawn, sampled, held = _chance(call, layout)

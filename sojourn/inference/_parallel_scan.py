@@ -14,7 +14,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
-from sojourn.inference._scan import is_scan
+from sojourn.inference._scan import is_scan, scan_length
 
 __all__ = ["parallel_in_time"]
 
@@ -52,8 +52,7 @@ def _run(model, index, *args, **kwargs):
 
 def _all_steps(f, init, xs, length, reverse, rng_key=None, substitute_stack=None, **_):
     """In place of NumPyro's ``scan_wrapper``, with its arguments and its result."""
-    if length is None:
-        length = jnp.shape(jax.tree.leaves(xs)[0])[0]
+    length = scan_length(xs, length)
 
     def step(t, carry, x):
         with handlers.block():

@@ -30,6 +30,7 @@ __all__ = [
     "prepared",
     "run_prefix",
     "run_step",
+    "scan_length",
     "site_term",
 ]
 
@@ -91,6 +92,20 @@ def is_scan(message: Mapping[str, Any]) -> bool:
     return message["type"] == "control_flow" and message["fn"].__name__ != "cond_wrapper"
 
 
+def scan_length(xs: Any, length: int | None) -> int:
+    """Number of steps of a scan, from its arguments."""
+    if length is not None:
+        return int(length)
+    leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise ValueError(
+            "A scan of this model has neither inputs nor a length: give it the data, or length=<number of steps>."
+        )
+    if any(np.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError("An input of a scan of this model is no array with time as its first axis.")
+    return int(np.shape(leaves[0])[0])
+
+
 def is_latent(site: Site) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
@@ -120,10 +135,8 @@ class capture_scan(Messenger):
                 "This scan has reverse=True: NumPyro then records its sites in the order of xs but reads given "
                 "values in the order of execution, so no engine can condition on them. Flip xs instead."
             )
-        if length is None:
-            length = jnp.shape(jax.tree.leaves(xs)[0])[0]
         stack = tuple(msg["kwargs"].get("substitute_stack") or ())
-        self.call = ScanCall(f, init, xs, int(length), stack)
+        self.call = ScanCall(f, init, xs, scan_length(xs, length), stack)
         if not self.cut:
             raise _ScanReached(self.call)
         constants = jax.tree.map(lambda x: np.ones(jnp.shape(x), jnp.result_type(x)), init)
@@ -269,6 +282,8 @@ def prepared(model: Callable[..., Any]) -> Callable[..., Any]:
     An observation with event dimensions is missing as a whole if any of it is NaN. Marks that ask for NumPyro's
     enumeration are taken off sites inside a scan, where sojourn has its own.
     """
+    if not callable(model):
+        raise TypeError(f"A model is a function with NumPyro primitives, not {model!r:.60}.")
     return model if isinstance(model, _Prepared) else _Prepared(model)
 
 

@@ -25,6 +25,7 @@ from sojourn.inference._scan import (
     is_scan,
     run_prefix,
     run_step,
+    scan_length,
     site_term,
 )
 
@@ -110,6 +111,7 @@ class _Watch(capture_scan):
     def process_message(self, msg):
         if not is_scan(msg):
             return
+        scan_length(*msg["args"][2:4])  # which says what is missing
         self.count += 1
         for handler in enclosing_handlers(do):
             self.undone |= set(handler.data)

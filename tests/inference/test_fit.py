@@ -161,6 +161,12 @@ def test_ragged_series():
     assert group(fit, "constant_data")["lengths"].values.tolist() == [5, 2, 3]
 
 
+@pytest.mark.parametrize("engine", ["nuts", "svi", "particle_gibbs"])
+def test_a_model_is_a_function(engine):
+    with pytest.raises(TypeError, match="A model is a function with NumPyro primitives, not 3"):
+        sj.fit(3, np.ones(3), engine=engine)
+
+
 def coin_of_two(tosses):
     which = numpyro.sample("which", dist.Bernoulli(0.5))
     numpyro.sample("tosses", dist.Bernoulli(0.3 + 0.4 * which), obs=tosses)

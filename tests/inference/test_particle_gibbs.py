@@ -353,6 +353,20 @@ def test_what_cannot_be_read_is_said_before_anything_is_compiled(model, error, s
         sj.read_scan(model, SERIES)
 
 
+@pytest.mark.parametrize("engine", ["nuts", "particle_gibbs"])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (None, "neither inputs nor a length"),
+        ("abc", "no array with time as its first axis"),
+        (1.0, "no array"),
+    ],
+)
+def test_a_scan_without_time_is_said(engine, data, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sj.fit(walk, data, engine=engine)
+
+
 def test_do_inside_a_scan_is_refused_by_every_engine():
     with pytest.raises(ValueError, match=r"handlers\.do is set on 'x'"):
         sj.fit(handlers.do(walk, data={"x": jnp.zeros(6)}), SERIES, engine="nuts")
