@@ -6,10 +6,17 @@ import numpyro.distributions.distribution  # noqa: F401
 from sojourn import datasets, distributions, models
 from sojourn.diagnostics import Section, check, relabel, report
 from sojourn.inference import (
+    MALT,
+    MCLMC,
+    AdjustedMCLMC,
     BlockedGibbs,
     ParticleGibbs,
     ParticleMarginal,
     ScoreAscent,
+    SelfRepellentWalk,
+    StochasticGradientLangevin,
+    TokenWalk,
+    UnderdampedLangevin,
     Variational,
     calibrate,
     decode_paths,
@@ -22,11 +29,18 @@ from sojourn.inference import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "MALT",
+    "MCLMC",
+    "AdjustedMCLMC",
     "BlockedGibbs",
     "ParticleGibbs",
     "ParticleMarginal",
     "ScoreAscent",
     "Section",
+    "SelfRepellentWalk",
+    "StochasticGradientLangevin",
+    "TokenWalk",
+    "UnderdampedLangevin",
     "Variational",
     "calibrate",
     "check",

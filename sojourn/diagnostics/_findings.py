@@ -25,6 +25,7 @@ BFMI = 0.3
 KHAT = 0.7
 SWITCHED = 0.01
 PATH_UPDATE = 0.2
+STEP_BIAS = 0.05
 
 
 def ranked(array: xr.DataArray) -> xr.DataArray:
@@ -139,9 +140,33 @@ def sampler(fit: Any) -> list[Finding]:
         for name, reader in readers.items()
         if name in stats
     ]
+    if "lp" in stats and stats.sizes.get("draw", 0) > 1:
+        found.append(_frozen(stats["lp"].transpose("chain", "draw", ...).values))
     if "path_update" in stats:
         found.append(_path_update(stats["path_update"]))
     return found
+
+
+def _frozen(lp: np.ndarray) -> Finding:
+    """Chains that never moved: entries that never vary say nothing to R-hat."""
+    still = [str(c) for c, row in enumerate(lp.reshape(lp.shape[0], -1)) if np.ptp(row) == 0.0]
+    advice = (
+        "A chain that stays where it began shows nothing of the posterior: its step collapsed in warm-up, or every "
+        "proposal was refused. Start elsewhere (infer={'init': value}), reparametrise, or take another engine."
+    )
+    where = f"chain{'s' * (len(still) > 1)} {', '.join(still)} stood still" if still else ""
+    return Finding("frozen_chains", float(len(still)), 0.0, not still, where, advice if still else "")
+
+
+def step_bias(bias: float, seen: float, where: str) -> Finding:
+    """The shift of an approximate sampler between its step and half of it."""
+    ok = bias < STEP_BIAS
+    advice = (
+        "The sampler has no Metropolis test, and its step is too long for this density: give it a smaller tolerance "
+        '(energy_variance for MCLMC), or use an exact engine ("langevin", "nuts").'
+    )
+    place = where if where else f"shifts below {number_text(seen)} would go unseen"
+    return Finding("step_bias", bias, STEP_BIAS, ok, place, "" if ok else advice)
 
 
 def _path_update(moved: xr.DataArray) -> Finding:
@@ -164,7 +189,8 @@ def _divergences(diverging: np.ndarray) -> Finding:
     by_chain = [str(c) for c, row in enumerate(diverging) if np.any(row)]
     advice = (
         "The sampler could not follow the density there, so draws may be missing from that region: raise "
-        "target_accept_prob (0.95, 0.99), use a non-centred parametrisation, or narrow the prior."
+        "target_accept_prob (0.95, 0.99; for a sampler without one, lower its tolerance), use a non-centred "
+        "parametrisation, or narrow the prior."
     )
     where = f"in chain{'s' * (len(by_chain) > 1)} {', '.join(by_chain)}" if count else ""
     return Finding("divergences", float(count), 0.0, count == 0, where, advice if count else "")

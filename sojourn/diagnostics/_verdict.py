@@ -42,6 +42,8 @@ _READING = {
     "divergences": ("divergent transitions", "="),
     "tree_depth": ("fraction of draws at the largest tree depth", "<"),
     "bfmi": ("smallest energy fraction of missing information", ">="),
+    "frozen_chains": ("chains that never moved", "="),
+    "step_bias": ("shift, in standard deviations, between the step and half of it", "<"),
     "path_update": ("smallest rate at which the path moves", ">="),
     "khat": ("k-hat of the guide's importance weights", "<"),
     "label_switching": ("fraction of draws with switched labels", "<"),

@@ -29,6 +29,9 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     - `divergences`: number of divergent transitions, zero; `tree_depth`: fraction of draws at the largest
       tree depth, below 0.05; `bfmi`: smallest energy fraction of missing information, at least 0.3
       (Betancourt 2016).
+    - `frozen_chains`: number of chains whose log density never changed, which must be zero.
+    - `step_bias`: for samplers without a Metropolis test, the largest shift of a mean or spread at half the step,
+      beyond what chance explains, in posterior standard deviations: below 0.05.
     - `path_update`: for particle samplers, the smallest share of draws, over time, in which the path moved: at
       least 0.2.
     - `khat`: for variational fits with `sample_stats["log_importance_ratio"]`, the Pareto shape of the
@@ -74,6 +77,8 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     if engine != "svi":
         findings += _findings.mixing(ranked, varying, chains, draws)
     findings += _findings.sampler(fit)
+    if "step_bias" in attrs:
+        findings.append(_findings.step_bias(*(attrs[f"step_bias{part}"] for part in ("", "_seen", "_where"))))
     lp = log_density(fit)
     whole = ranked.map(lambda array: array.fillna(0.0) if array.dtype.kind == "f" else array)
     for dim in label_dims_present(numeric, label_dims):

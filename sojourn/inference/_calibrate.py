@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC
-from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm.auto import tqdm
 
@@ -17,8 +16,9 @@ from sojourn._contract import marginal_form, observed_sites, trace_model
 from sojourn.diagnostics import Calibration
 from sojourn.diagnostics.calibration import rank
 from sojourn.inference import _labels as labels
+from sojourn.inference._auto import choose_engine
 from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
-from sojourn.inference._fit import Engine, resolve_engine
+from sojourn.inference._fit import Engine, is_gradient_kernel, resolve_engine
 from sojourn.inference._predictive import replicate, site_log_prob
 from sojourn.inference._variational import Variational
 
@@ -89,6 +89,8 @@ def calibrate(
     trace = trace_model(model, args, kwargs, key=key)
     check_latents(trace)
     check_data(trace)
+    if engine_of == "auto":
+        engine_of, engine_name = resolve_engine(choose_engine(model, args, kwargs, trace)[0])
     site = _data_site(trace, args[0])
     latents = list(latent_sites(trace))
     simulate = jax.jit(lambda key: _simulate(model, args, kwargs, key, site))
@@ -168,7 +170,7 @@ def _runner(model, others, kwargs, engine, name, trace, num_samples, num_warmup)
     kernel = engine(model)
     if not isinstance(kernel, MCMCKernel):
         raise ValueError(f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}.")
-    if isinstance(kernel, HMC):
+    if is_gradient_kernel(kernel):
         check_gradient_engine(trace, name)
 
     # The kernel is made, adapted and run inside one compiled function, so that a new data set costs no compilation.

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from sojourn._contract import Site, observed_sites, series_law
 
-__all__ = ["check_data", "check_gradient_engine", "check_latents"]
+__all__ = ["check_data", "check_gradient_engine", "check_latents", "subsampled"]
 
 
 def check_latents(trace: Mapping[str, Site]) -> None:
@@ -33,6 +33,15 @@ def check_gradient_engine(trace: Mapping[str, Site], engine: str) -> None:
                 "so with path=False; sojourn.inference.marginalize does it for finite sites in a scan), or sample it "
                 "(engine='particle_gibbs')."
             )
+
+
+def subsampled(trace: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
+    """Size and number of taken elements of each plate that takes only some."""
+    return {
+        name: site["args"]
+        for name, site in trace.items()
+        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0])
+    }
 
 
 def check_data(trace: Mapping[str, Site]) -> None:

@@ -17,19 +17,34 @@ from numpyro.infer.mcmc import MCMCKernel
 from sojourn._contract import Site, marginal_form, observed_sites, trace_model
 from sojourn.diagnostics._arviz import container
 from sojourn.inference import _labels as labels
+from sojourn.inference._auto import choose_engine
 from sojourn.inference._blocked_gibbs import BlockedGibbs
-from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
+from sojourn.inference._check_gradient import check_model_gradient
+from sojourn.inference._check_model import (
+    check_data,
+    check_gradient_engine,
+    check_latents,
+    latent_sites,
+    subsampled,
+)
+from sojourn.inference._gradient_kernel import GradientKernel
 from sojourn.inference._initial import compiled_start, init_to_hint
+from sojourn.inference._malt import MALT
 from sojourn.inference._marginalize import marginalizable, marginalize
+from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
 from sojourn.inference._particle_gibbs import ParticleGibbs
 from sojourn.inference._particle_marginal import ParticleMarginal
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
 from sojourn.inference._scan import prepared
 from sojourn.inference._score_ascent import ScoreAscent
+from sojourn.inference._step_bias import step_bias
+from sojourn.inference._stochastic_gradient import StochasticGradientLangevin
 from sojourn.inference._structure import check_scans
+from sojourn.inference._underdamped import UnderdampedLangevin
 from sojourn.inference._variational import Variational
+from sojourn.inference._whole_data import whole_data
 
-__all__ = ["ENGINES", "Engine", "fit", "resolve_engine"]
+__all__ = ["ENGINES", "Engine", "fit", "is_gradient_kernel", "resolve_engine"]
 
 Engine = str | Variational | ScoreAscent | Callable[[Callable[..., Any]], MCMCKernel]
 
@@ -45,6 +60,12 @@ ENGINES: dict[str, Any] = {
     "particle_marginal": ParticleMarginal,
     "score_ascent": ScoreAscent(),
     "blocked_gibbs": BlockedGibbs,
+    "langevin": MALT,
+    "mclmc": MCLMC,
+    "adjusted_mclmc": AdjustedMCLMC,
+    "underdamped_langevin": UnderdampedLangevin,
+    "stochastic_gradient": StochasticGradientLangevin,
+    "auto": "auto",
 }
 """Engines by name."""
 
@@ -81,8 +102,14 @@ def fit(
             (:class:`~sojourn.inference.ParticleGibbs`, for models with a ``scan``), ``"particle_marginal"``
             (:class:`~sojourn.inference.ParticleMarginal`, likewise), ``"score_ascent"`` (maximum likelihood;
             :class:`~sojourn.inference.ScoreAscent`), ``"blocked_gibbs"``
-            (:class:`~sojourn.inference.BlockedGibbs`), a configured ``Variational(...)`` or
-            ``ScoreAscent(...)``, or any callable
+            (:class:`~sojourn.inference.BlockedGibbs`), ``"langevin"`` (:class:`~sojourn.inference.MALT`),
+            ``"mclmc"``, ``"adjusted_mclmc"``, ``"underdamped_langevin"``
+            (:class:`~sojourn.inference.MCLMC`, :class:`~sojourn.inference.AdjustedMCLMC`,
+            :class:`~sojourn.inference.UnderdampedLangevin`), ``"stochastic_gradient"``
+            (:class:`~sojourn.inference.StochasticGradientLangevin`, for models with a subsampled plate),
+            ``"auto"`` (NUTS, MALT or MCLMC by the dimension and structure of the model; the attribute
+            ``engine_choice`` says which and why), a configured ``Variational(...)`` or ``ScoreAscent(...)``, or
+            any callable
             ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``. An
             engine that follows gradients gets a model with finite discrete sites in its ``scan`` with these
             summed out (:func:`~sojourn.inference.marginalize`); the attribute ``summed_out`` names them.
@@ -107,11 +134,13 @@ def fit(
         * ``predictions``: for the same series one-step-ahead draws of y_t given y_<t;
         * ``observed_data``, and ``constant_data`` for the other array arguments.
 
-        Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions.
+        Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions; for samplers
+        without a Metropolis test ``step_bias``, from a rerun at half the step that :func:`sojourn.check` reads.
 
     Raises:
         ValueError: an unknown engine; data that are empty or outside the support of their law (NaN counts as
-            missing); a discrete latent site under an engine that needs gradients; nothing to fit.
+            missing); a discrete latent site under an engine that needs gradients, a density without gradient or with
+            another's (``stop_gradient``); nothing to fit.
         TypeError: the model is no function.
 
     Example:
@@ -138,18 +167,31 @@ def fit(
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
     model = prepared(model)
     check_scans(model, bare_args, bare_kwargs)
+    chooses = engine_of == "auto"
     runs_itself = isinstance(engine_of, Variational | ScoreAscent)
-    kernel = None if runs_itself else _kernel(engine_of, model)
-    follows_gradient = isinstance(engine_of, Variational) or isinstance(kernel, HMC)
+    kernel = None if runs_itself or chooses else _kernel(engine_of, model)
+    follows_gradient = chooses or isinstance(engine_of, Variational) or is_gradient_kernel(kernel)
     summed_out = marginalizable(model, bare_args, bare_kwargs) if follows_gradient else ()
     if summed_out:
         model = marginalize(model)
-        kernel = None if runs_itself else _kernel(engine_of, model)
+        kernel = None if runs_itself or chooses else _kernel(engine_of, model)
     trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
+    whole = model
+    if subsampled(trace):  # what follows the fit looks at all the data; only the engine sees minibatches
+        whole = whole_data(model)
+        trace = trace_model(whole, bare_args, bare_kwargs, key=key_check)
     check_latents(trace)
     check_data(trace)
     if follows_gradient:
-        check_gradient_engine(trace, engine_name if kernel is not None else "variational inference")
+        follower = "variational inference" if runs_itself else engine_name
+        check_gradient_engine(trace, follower)
+        check_model_gradient(whole, bare_args, bare_kwargs, trace, follower, key_check)
+    choice = None
+    if chooses:
+        engine_name, choice = choose_engine(model, bare_args, bare_kwargs, trace)
+        kernel = _kernel(ENGINES[engine_name], model)
+        if progress_bar:
+            print(choice)
 
     stat_dims: dict[str, list[str]] = {}
     if kernel is None:
@@ -158,16 +200,25 @@ def fit(
         )
         draws, stats, attrs = run.draws, run.stats, run.attrs
     else:
-        draws, stats, stat_dims = _run_mcmc(
-            kernel, bare_args, bare_kwargs, num_warmup, num_samples, num_chains, key_run, progress_bar
-        )
-        attrs = {"num_warmup": num_warmup}
+        if isinstance(kernel, GradientKernel):
+            kernel.gradient_checked = True
+        settings = num_warmup, num_samples, num_chains, key_run, progress_bar
+        try:
+            draws, stats, stat_dims, attrs = _run_mcmc(kernel, bare_args, bare_kwargs, *settings)
+        except RuntimeError as error:
+            if not chooses or engine_name == "nuts":
+                raise
+            choice = f"NUTS, after {engine_name} failed: {error}"
+            engine_name, kernel = "nuts", _nuts(model)
+            draws, stats, stat_dims, attrs = _run_mcmc(kernel, bare_args, bare_kwargs, *settings)
+    if choice is not None:
+        attrs["engine_choice"] = choice
     if summed_out:
         attrs["summed_out"] = ", ".join(summed_out)
     seconds = time.perf_counter() - started
 
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
-    evaluation = evaluate(model, bare_args, bare_kwargs, latents, key_predict)
+    evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
     stats.setdefault("lp", evaluation.log_joint)
     attrs |= {
         "engine": engine_name,
@@ -177,7 +228,7 @@ def fit(
         "inference_library": "sojourn",
         **{f"{lib}_version": version(lib) for lib in ("sojourn", "numpyro", "jax", "arviz")},
     }
-    marginal = trace_model(model, bare_args, marginal_form(model, bare_kwargs), key=key_check)
+    marginal = trace_model(whole, bare_args, marginal_form(model, bare_kwargs), key=key_check)
     observed = observed_sites(marginal)
     shapes = {n: v.shape[2:] for n, v in draws.items()}
     shapes |= {n: np.shape(site["value"]) for n, site in observed.items()}
@@ -209,6 +260,10 @@ def resolve_engine(engine: Engine) -> tuple[Any, str]:
     return engine, "nuts" if name == "NUTS" else name
 
 
+def is_gradient_kernel(kernel: MCMCKernel | None) -> bool:
+    return isinstance(kernel, HMC) or bool(getattr(kernel, "follows_gradient", False))
+
+
 def _kernel(engine_of: Callable[..., Any], model: Callable[..., Any]) -> MCMCKernel:
     kernel = engine_of(model)
     if not isinstance(kernel, MCMCKernel):
@@ -225,7 +280,7 @@ def _run_mcmc(
     num_chains: int,
     key: jax.Array,
     progress_bar: bool,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]], dict[str, Any]]:
     chain_method = _chain_method(kernel, num_chains)
     if isinstance(kernel, ParticleGibbs):
         kernel.shows_vectorized = chain_method == "vectorized"
@@ -238,7 +293,13 @@ def _run_mcmc(
         chain_method=chain_method,
         progress_bar=progress_bar,
     )
+    measures_bias = getattr(kernel, "measures_bias", False)
     with compiled_start():
+        if measures_bias and num_warmup > 0:
+            # In a run of its own: what it compiles then serves the draws and those at half the step as well, where
+            # there are as many of each.
+            mcmc.warmup(key, *args, extra_fields=fields, **kwargs)
+            key = mcmc.post_warmup_state.rng_key
         mcmc.run(key, *args, extra_fields=fields, **kwargs)
     draws = {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
     extra = mcmc.get_extra_fields(group_by_chain=True)
@@ -251,7 +312,10 @@ def _run_mcmc(
         if depth is not None:
             deepest = depth[1] if isinstance(depth, tuple) else depth
             stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
-    return draws, stats, getattr(kernel, "stat_dims", {})
+    attrs: dict[str, Any] = {"num_warmup": num_warmup}
+    if measures_bias:
+        attrs |= step_bias(mcmc, draws, args, kwargs, fields)
+    return draws, stats, getattr(kernel, "stat_dims", {}), attrs
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:

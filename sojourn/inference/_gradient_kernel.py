@@ -16,7 +16,7 @@ from numpyro.util import identity, is_prng_key
 
 from sojourn._contract import Site, trace_model
 from sojourn.inference._check_gradient import check_model_gradient
-from sojourn.inference._check_model import check_gradient_engine, check_latents
+from sojourn.inference._check_model import check_gradient_engine, check_latents, subsampled
 from sojourn.inference._initial import init_to_hint
 
 __all__ = ["Flat", "GradientKernel", "check_number", "whitened"]
@@ -50,6 +50,7 @@ class GradientKernel(MCMCKernel):
     default_fields = ("z", "diverging")
     stat_fields: tuple[str, ...] = ()
     follows_gradient = True
+    gradient_checked = False
 
     def __init__(self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None):
         self._model = model
@@ -59,7 +60,9 @@ class GradientKernel(MCMCKernel):
         self._postprocess: Callable[..., Any] | None = None
         self._sample_fn: Callable[..., Any] | None = None
 
-    def _begin(self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential) -> Any:
+    def _begin(
+        self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential
+    ) -> Any:
         """The first state of a chain."""
         raise NotImplementedError
 
@@ -114,7 +117,9 @@ class GradientKernel(MCMCKernel):
         return self._advance(state, self._potential(args, kwargs))
 
     def postprocess_fn(self, model_args, model_kwargs):
-        return identity if self._postprocess is None else self._postprocess(*model_args, **(model_kwargs or {}))
+        return (
+            identity if self._postprocess is None else self._postprocess(*model_args, **(model_kwargs or {}))
+        )
 
     def _potential(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Potential:
         assert self._potential_of is not None
@@ -130,16 +135,18 @@ class GradientKernel(MCMCKernel):
         trace = trace_model(self._model, args, kwargs, key=key)
         check_latents(trace)
         check_gradient_engine(trace, name)
-        for plate, site in trace.items():
-            if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-                raise ValueError(
-                    f"Plate '{plate}' takes {site['args'][1]} of {site['args'][0]} elements, and {name} needs all of "
-                    "them: leave out subsample_size, or use StochasticGradientLangevin."
-                )
-        check_model_gradient(self._model, args, kwargs, trace, name, key)
+        for plate, (size, taken) in subsampled(trace).items():
+            raise ValueError(
+                f"Plate '{plate}' takes {taken} of {size} elements, and {name} needs all of them: leave out "
+                "subsample_size, or use StochasticGradientLangevin."
+            )
+        if not self.gradient_checked:
+            check_model_gradient(self._model, args, kwargs, trace, name, key)
 
 
-def whitened(flat: Flat, adapt_state: HMCAdaptState) -> tuple[Callable[[Array], Array], Callable[[Array], Any]]:
+def whitened(
+    flat: Flat, adapt_state: HMCAdaptState
+) -> tuple[Callable[[Array], Array], Callable[[Array], Any]]:
     """Coordinates q around x in which the inverse mass matrix is one.
 
     Returns:

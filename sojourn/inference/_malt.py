@@ -121,7 +121,9 @@ class MALT(GradientKernel):
             target_accept_prob=self.target_accept_prob,
         )
 
-    def _begin(self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential) -> Any:
+    def _begin(
+        self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential
+    ) -> Any:
         key, key_adapt = jax.random.split(key)
         step_size = jnp.asarray(self.step_size, potential_energy.dtype)
         adapt_state = self._adapter()[0]((z,), key_adapt, step_size)
@@ -163,7 +165,11 @@ class MALT(GradientKernel):
         accept_prob = jnp.exp(jnp.minimum(-error, 0.0))
         accepted = jax.random.uniform(key_test, (), error.dtype) < accept_prob
         end = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), there, here)
-        end_gradient = end.gradient / root if root.ndim == 1 else jax.scipy.linalg.solve_triangular(root, end.gradient, lower=True)
+        end_gradient = (
+            end.gradient / root
+            if root.ndim == 1
+            else jax.scipy.linalg.solve_triangular(root, end.gradient, lower=True)
+        )
         z_grad = jnp.where(accepted, end_gradient, gradient)
         z = flat.unravel(place(end.position))
 

@@ -59,7 +59,9 @@ class _Microcanonical(GradientKernel):
                     "is too short: reparametrise, give it a longer warm-up, or use NUTS or MALT."
                 )
 
-    def _tuned(self, i: Array, state: Any, tuned: Any, tuning_steps: Array, z: Position, key: Array) -> MCLMCState:
+    def _tuned(
+        self, i: Array, state: Any, tuned: Any, tuning_steps: int, z: Position, key: Array
+    ) -> MCLMCState:
         zero = jnp.zeros_like(state.logdensity)
         return MCLMCState(
             i=i,
@@ -97,6 +99,7 @@ class MCLMC(_Microcanonical):
             2000. The draws of warm-up themselves then cost nothing and stay where they are.
         diagonal_preconditioning: tune a scale for each latent.
         max_num_steps: most steps of one draw.
+        measures_bias: whether ``sj.fit`` follows the run by one as long at half the step.
         init_strategy: NumPyro's; by default the hints of the model, else uniform.
 
     Statistics: ``num_steps`` (gradients of this draw), ``step_size``, ``diverging`` (a step whose energy error was
@@ -126,6 +129,7 @@ class MCLMC(_Microcanonical):
         tuning_steps: int | None = None,
         diagonal_preconditioning: bool = True,
         max_num_steps: int = 200,
+        measures_bias: bool = True,
         init_strategy: Callable[..., Any] | None = None,
     ):
         super().__init__(model, init_strategy)
@@ -137,6 +141,7 @@ class MCLMC(_Microcanonical):
         self.tuning_steps = tuning_steps
         self.diagonal_preconditioning = diagonal_preconditioning
         self.max_num_steps = max_num_steps
+        self.measures_bias = measures_bias
 
     def _kernel(self, dim: int) -> Callable[..., Any]:
         from blackjax.mcmc import mclmc
@@ -146,7 +151,9 @@ class MCLMC(_Microcanonical):
         ratio = cutoff**2 / (dim * self.energy_variance)
         return mclmc.build_kernel(desired_energy_var_max_ratio=ratio, desired_energy_var=self.energy_variance)
 
-    def _begin(self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential) -> Any:
+    def _begin(
+        self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential
+    ) -> Any:
         import blackjax
 
         flat = self._flat(z, potential)
@@ -276,7 +283,9 @@ class AdjustedMCLMC(_Microcanonical):
 
         return kernel
 
-    def _begin(self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential) -> Any:
+    def _begin(
+        self, key: Array, z: Position, potential_energy: Array, z_grad: Position, potential: Potential
+    ) -> Any:
         import blackjax
         from blackjax.mcmc import adjusted_mclmc_dynamic as dynamic
 
@@ -320,7 +329,9 @@ class AdjustedMCLMC(_Microcanonical):
             kinds = jax.eval_shape(move, chain)[1:]
             return chain, *(jnp.zeros(kind.shape, kind.dtype) for kind in kinds)
 
-        chain, steps, accept_prob, diverging = jax.lax.cond(state.i < self._num_warmup, stay, move, state.chain)
+        chain, steps, accept_prob, diverging = jax.lax.cond(
+            state.i < self._num_warmup, stay, move, state.chain
+        )
         return state._replace(
             i=state.i + 1,
             z=flat.unravel(chain.position),

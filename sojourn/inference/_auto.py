@@ -1,0 +1,87 @@
+"""The choice among the samplers that follow gradients: which one when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.inspect import get_dependencies
+
+from sojourn._contract import Site
+from sojourn.inference._check_model import latent_sites
+
+__all__ = ["choose_engine"]
+
+_FEW = 10
+_MANY = 100
+
+
+def choose_engine(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trace: Mapping[str, Site]
+) -> tuple[str, str]:
+    """An engine for a model with continuous latents, and the reason.
+
+    The rules, from the measurements of ``benchmarks/langevin.py`` (see ``docs/which_sampler.md``):
+
+    * under 10 latent numbers: NUTS. All samplers are quick there, and NUTS compiles fastest and is exact.
+    * a hierarchy (the scale of one latent set by another that is itself positive and unknown): NUTS up to 100
+      numbers, MALT beyond. Samplers without a Metropolis test may collide with the walls of such a density.
+    * otherwise MCLMC, whose bias the fit measures and the check reports.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from sojourn._contract import trace_model
+        >>> def model():
+        ...     numpyro.sample("x", dist.Normal(jnp.zeros(30), 1.0).to_event(1))
+        >>> choose_engine(model, (), {}, trace_model(model, (), {}, key=jax.random.key(0)))[0]
+        'mclmc'
+    """
+    latent = latent_sites(trace)
+    size = sum(_unconstrained_size(site) for site in latent.values())
+    count = f"{size} latent number{'s' * (size != 1)}"
+    if size < _FEW:
+        return "nuts", f"NUTS: with {count} every sampler is quick, and NUTS is exact and compiles fastest."
+    hierarchy = _hierarchy(model, args, kwargs, latent)
+    if hierarchy:
+        scale, child = hierarchy
+        found = f"the prior of '{child}' depends on '{scale}', which is positive and unknown"
+        if size < _MANY:
+            return (
+                "nuts",
+                f"NUTS: {found} (a hierarchy), and {count} are few: an exact sampler is safe and quick.",
+            )
+        return (
+            "langevin",
+            f"MALT: {found} (a hierarchy), which asks for an exact sampler, and {count} are many for NUTS.",
+        )
+    return "mclmc", (
+        f"MCLMC: {count} and no hierarchy of scales, where it needs the fewest gradients; its bias is measured by a "
+        "rerun at half the step."
+    )
+
+
+def _unconstrained_size(site: Site) -> int:
+    return int(np.prod(biject_to(site["fn"].support).inverse_shape(np.shape(site["value"])), dtype=int))
+
+
+def _hierarchy(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], latent: Mapping[str, Site]
+) -> tuple[str, str] | None:
+    """A positive latent on which the prior of another depends, and that other."""
+    try:
+        parents = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
+    except Exception:  # NumPyro's analysis does not follow every primitive; without it, err on the safe side
+        first, *rest = latent
+        return (first, rest[0]) if rest else None
+    for child in latent:
+        for parent in parents.get(child, ()):
+            if parent == child or parent not in latent:
+                continue
+            support = latent[parent]["fn"].support
+            if support in (constraints.positive, constraints.nonnegative) or isinstance(
+                support, type(constraints.greater_than(0.0))
+            ):
+                return parent, child
+    return None
