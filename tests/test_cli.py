@@ -8,6 +8,7 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert "hidden-markov" in printed
     assert "particle-gibbs" in printed
+    assert "langevin" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -50,5 +51,18 @@ def test_particle_gibbs(tmp_path, capsys):
         assert words in printed
     page = (tmp_path / "volatility.html").read_text(encoding="utf-8")
     for words in ("How volatile, when?", "Does the path move?", "Ranks", "Posterior over time"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_langevin(tmp_path, capsys):
+    arguments = ["demo", "langevin", "--num-warmup", "300", "--num-samples", "300"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("for an effective x^2", "step_bias", "R-hat", "The Earth was most active in 19", "Report:"):
+        assert words in printed
+    page = (tmp_path / "langevin.html").read_text(encoding="utf-8")
+    for words in ("How active, when?", "Three samplers, one posterior", "Ranks"):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -25,7 +25,8 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     - `rhat`: largest rank-normalised split R-hat, below 1.01, and `ess_bulk`, `ess_tail`: smallest effective
       sample sizes, at least 100 a chain (Vehtari et al. 2021, Bayesian Analysis 16:667-718). Entries that
       never vary are left out, and so are these three for variational fits (`fit.attrs["engine"] == "svi"`),
-      whose draws are independent. A single chain is cut in two for R-hat.
+      whose draws are independent, and for self-repellent walks, whose draws make up for each other in a way that
+      these numbers do not see (compare the averages of several chains). A single chain is cut in two for R-hat.
     - `divergences`: number of divergent transitions, zero; `tree_depth`: fraction of draws at the largest
       tree depth, below 0.05; `bfmi`: smallest energy fraction of missing information, at least 0.3
       (Betancourt 2016).
@@ -74,7 +75,7 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
         findings.append(_findings.convergence(attrs["converged"]))
     ranked = numeric.map(_findings.ranked)
     varying = ranked.map(_findings.varying_entries)
-    if engine != "svi":
+    if engine != "svi" and not attrs.get("ergodic_averages_only"):
         findings += _findings.mixing(ranked, varying, chains, draws)
     findings += _findings.sampler(fit)
     if "step_bias" in attrs:

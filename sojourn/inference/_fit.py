@@ -313,6 +313,8 @@ def _run_mcmc(
             deepest = depth[1] if isinstance(depth, tuple) else depth
             stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
     attrs: dict[str, Any] = {"num_warmup": num_warmup}
+    if getattr(kernel, "ergodic_averages_only", False):
+        attrs["ergodic_averages_only"] = 1
     if measures_bias:
         attrs |= step_bias(mcmc, draws, args, kwargs, fields)
     return draws, stats, getattr(kernel, "stat_dims", {}), attrs

@@ -143,10 +143,13 @@ class MCLMC(_Microcanonical):
         self.max_num_steps = max_num_steps
         self.measures_bias = measures_bias
 
-    def _kernel(self, dim: int) -> Callable[..., Any]:
+    def _guarded_kernel(self, dim: int) -> Callable[..., Any]:
+        """Undoes what only a collision can do; the ordinary error of a step is a few hundredths of sqrt(dim).
+
+        Not for the tuning, which takes an undone step for one without error, and lengthens it.
+        """
         from blackjax.mcmc import mclmc
 
-        # Undo what only a collision can do; the ordinary error of a step is a few hundredths of sqrt(dim).
         cutoff = 20.0 + 5.0 * math.sqrt(dim)
         ratio = cutoff**2 / (dim * self.energy_variance)
         return mclmc.build_kernel(desired_energy_var_max_ratio=ratio, desired_energy_var=self.energy_variance)
@@ -163,7 +166,7 @@ class MCLMC(_Microcanonical):
             return -flat.potential(x)
 
         state, tuned, steps = blackjax.mclmc_find_L_and_step_size(
-            mclmc_kernel=self._kernel(flat.x.size),
+            mclmc_kernel=blackjax.mcmc.mclmc.build_kernel(),
             num_steps=self.tuning_steps or max(4 * self._num_warmup, 2000),
             state=blackjax.mcmc.mclmc.init(flat.x, log_density, key_start),
             rng_key=key_tune,
@@ -179,7 +182,7 @@ class MCLMC(_Microcanonical):
 
     def _advance(self, state: MCLMCState, potential: Potential) -> MCLMCState:
         flat = self._flat(state.z, potential)
-        kernel = self._kernel(flat.x.size)
+        kernel = self._guarded_kernel(flat.x.size)
         key, key_path = jax.random.split(state.rng_key)
         steps = jnp.clip(jnp.ceil(state.decoherence_length / state.step_size), 1, self.max_num_steps)
         steps = jnp.where(state.i < self._num_warmup, 0, steps).astype(state.num_steps.dtype)

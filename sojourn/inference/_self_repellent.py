@@ -102,6 +102,7 @@ class SelfRepellentWalk(MCMCKernel):
         (True, ('chain', 'draw'))
     """
 
+    ergodic_averages_only = True
     sample_field = "z"
     stat_fields = ("potential_energy", "log_weight")
 

@@ -121,9 +121,9 @@ class StochasticGradientLangevin(MCMCKernel):
     the starting point towards a mode; with ``num_warmup=0`` the chain starts where ``init_strategy`` says.
 
     The field ``temperature`` should average to ``temperature`` and ``thermostat`` (:math:`h\xi`, held below 1.5 to keep
-    the step stable) should stay well below 1: near it the step is too long for the noise. A chain that leaves the finite numbers says ``diverging``, and goes on with a
-    new momentum from the last position that had a finite gradient. Deterministic sites inside a subsampling plate are
-    not kept; those outside see the whole data (:class:`whole_data <sojourn.inference._whole_data.whole_data>`).
+    the step stable) should stay well below 1: near it the step is too long for the noise. A chain that leaves the finite
+    numbers says ``diverging``, and goes on with a new momentum from the last position that had a finite gradient. Deterministic sites inside a subsampling plate are
+    not kept; those outside see the whole data (:class:`whole_data <sojourn.inference.whole_data>`).
 
     Raises:
         ValueError: an unknown method, a setting outside its range; at ``init``: no subsampling plate, a latent site
@@ -145,6 +145,7 @@ class StochasticGradientLangevin(MCMCKernel):
     """
 
     sample_field = "z"
+    follows_gradient = True
 
     def __init__(
         self,
