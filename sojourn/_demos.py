@@ -278,7 +278,7 @@ def langevin(options: argparse.Namespace) -> None:
         for finding in verdict.findings:
             if not finding.ok or finding.name == "step_bias":
                 print(f"  {finding.name} {finding.value:.4g} ({finding.where}) {finding.advice}")
-        draws = _arviz.group(fit, "posterior").drop_vars("rate")
+        draws = _arviz.require_posterior(fit, "demo").drop_vars("rate")
         gradients = float(fit.sample_stats["n_steps"].sum())
         rows[label] = {
             "gradients a draw": gradients / fit.sample_stats["n_steps"].size,

@@ -317,31 +317,29 @@ class AdjustedMCLMC(_Microcanonical):
         flat = self._flat(state.z, potential)
         key, key_step = jax.random.split(state.rng_key)
 
-        def move(chain: Any) -> tuple[Any, Array, Array, Array]:
-            new, info = self._kernel()(
+        def move(_: Array, carry: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
+            chain, info = self._kernel()(
                 key_step,
-                chain,
+                carry[0],
                 lambda x: -flat.potential(x),
                 state.step_size,
                 state.inverse_mass_matrix,
                 (state.decoherence_length / state.step_size,),
             )
-            return new, info.num_integration_steps, info.acceptance_rate, info.is_divergent
+            rate = info.acceptance_rate.astype(state.accept_prob.dtype)
+            return chain, info.num_integration_steps.astype(state.num_steps.dtype), rate, info.is_divergent
 
-        def stay(chain: Any) -> tuple[Any, Array, Array, Array]:
-            kinds = jax.eval_shape(move, chain)[1:]
-            return chain, *(jnp.zeros(kind.shape, kind.dtype) for kind in kinds)
-
-        chain, steps, accept_prob, diverging = jax.lax.cond(
-            state.i < self._num_warmup, stay, move, state.chain
-        )
+        # A loop of one round or none: under vmap a branch would be paid for in warm-up too.
+        rounds = (state.i >= self._num_warmup).astype(int)
+        still = jnp.zeros_like(state.num_steps), jnp.zeros_like(state.accept_prob), jnp.array(False)
+        chain, steps, accept_prob, diverging = jax.lax.fori_loop(0, rounds, move, (state.chain, *still))
         return state._replace(
             i=state.i + 1,
             z=flat.unravel(chain.position),
             chain=chain,
             potential_energy=-chain.logdensity,
-            num_steps=(_GRADIENTS_PER_STEP * steps).astype(state.num_steps.dtype),
-            accept_prob=accept_prob.astype(state.accept_prob.dtype),
+            num_steps=_GRADIENTS_PER_STEP * steps,
+            accept_prob=accept_prob,
             diverging=diverging,
             rng_key=key,
         )
