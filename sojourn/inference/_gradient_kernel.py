@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from numpyro.infer import init_to_value
 from numpyro.infer.hmc_util import HMCAdaptState
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
@@ -51,6 +52,8 @@ class GradientKernel(MCMCKernel):
     stat_fields: tuple[str, ...] = ()
     follows_gradient = True
     gradient_checked = False
+    starts_constrained = False
+    """Whether ``init_params`` are values of the sites themselves, as ``Gibbs`` hands them to its blocks."""
 
     def __init__(self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None):
         self._model = model
@@ -88,10 +91,13 @@ class GradientKernel(MCMCKernel):
         visible = not isinstance(rng_key, jax.core.Tracer)
         if visible:
             self._refuse(model_args, kwargs)
+        strategy = self._init_strategy
+        if self.starts_constrained and init_params is not None:
+            strategy, init_params = init_to_value(values=init_params), None
         info, self._potential_of, self._postprocess, trace = initialize_model(
             keys[1],
             self._model,
-            init_strategy=self._init_strategy,
+            init_strategy=strategy,
             dynamic_args=True,
             model_args=model_args,
             model_kwargs=kwargs,

@@ -89,7 +89,7 @@ class MALT(GradientKernel):
         *,
         friction: float = 1.0,
         trajectory_length: float = 2.0,
-        target_accept_prob: float = 0.85,
+        target_accept_prob: float = 0.7,
         dense_mass: bool = False,
         step_size: float = 0.5,
         adapt_step_size: bool = True,
@@ -208,9 +208,10 @@ class MALT(GradientKernel):
         return state._replace(potential_energy=energy, z_grad=gradient)
 
     def wrap_model(self, wrapper: Callable[..., Any]) -> MALT:
-        """A copy of the kernel on ``wrapper(model)``."""
+        """A copy of the kernel on ``wrapper(model)``, to be a block of ``numpyro.infer.gibbs.Gibbs``."""
         kernel = copy.copy(self)
         kernel._model = wrapper(self._model)
+        kernel.starts_constrained = True
         return kernel
 
     def get_constrain_fn(self, model_args=(), model_kwargs=None, *, return_deterministic=False):

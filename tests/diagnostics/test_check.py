@@ -26,10 +26,35 @@ def test_well_mixed_chains_pass(make_fit, chains):
     verdict = check(make_fit({"x": chains(0), "mu": chains(1)[..., :2]}, stats, dims={"mu": ("state",)}))
     assert verdict.ok, str(verdict)
     assert [finding.name for finding in verdict.findings] == [
-        "finite", "rhat", "ess_bulk", "ess_tail", "divergences", "tree_depth", "bfmi", "label_switching",
-        "modes",
+        "finite", "rhat", "ess_bulk", "ess_tail", "divergences", "tree_depth", "bfmi", "frozen_chains",
+        "label_switching", "modes",
     ]  # fmt: skip
     assert all(finding.advice == "" for finding in verdict.findings)
+
+
+def test_a_chain_that_never_moves_is_named(make_fit, chains):
+    """Entries that never vary are left out of R-hat: with a single chain nothing else would say so."""
+    x, lp = np.ones((1, 500)), np.full((1, 500), -3.0)
+    frozen = named(check(make_fit({"x": x}, {"lp": lp})))["frozen_chains"]
+    assert not frozen.ok
+    assert frozen.where == "chain 0 stood still"
+    assert "step collapsed" in frozen.advice
+
+
+@pytest.mark.parametrize(("shift", "ok"), [(0.0, True), (0.04, True), (0.2, False)])
+def test_the_bias_of_a_step(make_fit, chains, shift, ok):
+    fit = make_fit({"x": chains(0)})
+    fit.attrs |= {"step_bias": shift, "step_bias_seen": 0.1, "step_bias_where": "x" if shift else ""}
+    finding = named(check(fit))["step_bias"]
+    assert finding.ok == ok
+    assert finding.where == ("x" if shift else "shifts below 0.1 would go unseen")
+    assert ("Metropolis" in finding.advice) != ok
+
+
+def test_walks_for_averages_have_no_effective_sample_size(make_fit, chains):
+    fit = make_fit({"x": chains(0)})
+    fit.attrs["ergodic_averages_only"] = 1
+    assert not {"rhat", "ess_bulk", "ess_tail"} & set(named(check(fit)))
 
 
 def test_slow_chains_fail_by_rhat_and_not_by_modes(make_fit, chains):

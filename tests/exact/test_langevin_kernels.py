@@ -81,7 +81,7 @@ def check_gaussian(mcmc, sds, tolerance=0.03):
         pytest.param(MALT(gaussian), 8_000, id="malt"),
         pytest.param(MALT(gaussian, dense_mass=True), 4_000, id="malt-dense", marks=pytest.mark.slow),
         # Trajectories of two steps: one effective draw of the widest axis out of twenty.
-        pytest.param(AdjustedMCLMC(gaussian), 30_000, id="adjusted_mclmc"),
+        pytest.param(AdjustedMCLMC(gaussian), 30_000, id="adjusted_mclmc", marks=pytest.mark.slow),
     ],
 )
 def test_exact_kernels_on_a_rotated_gaussian(kernel, draws):

@@ -106,6 +106,7 @@ def waiting(y):
         numpyro.sample("y", dist.Exponential(rate), obs=numpyro.subsample(y, event_dim=0))
 
 
+@pytest.mark.slow
 def test_a_positive_parameter():
     """Gamma posterior of the rate of exponential waiting times: a change of variables, and one coordinate only."""
     y = np.random.default_rng(1).exponential(1 / 3.0, 300).astype(np.float32)
