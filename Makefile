@@ -35,6 +35,7 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/particles.py
 	$(RUN) benchmarks/marginalize.py
 	$(RUN) benchmarks/score.py
+	$(RUN) benchmarks/langevin.py
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
