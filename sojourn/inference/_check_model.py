@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from sojourn._contract import Site, observed_sites, series_law
 
-__all__ = ["check_data", "check_gradient_engine", "check_latents", "subsampled"]
+__all__ = ["check_data", "check_gradient_engine", "check_latents", "check_takes_all", "subsampled"]
 
 
 def check_latents(trace: Mapping[str, Site]) -> None:
@@ -42,6 +42,19 @@ def subsampled(trace: Mapping[str, Site]) -> dict[str, tuple[int, int]]:
         for name, site in trace.items()
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0])
     }
+
+
+def check_takes_all(
+    trace: Mapping[str, Site],
+    engine: str,
+    otherwise: str = ", or use engine='stochastic_gradient' (StochasticGradientLangevin)",
+) -> None:
+    """Refuse a plate that takes a subsample under an engine that needs all data in every step."""
+    for plate, (size, taken) in subsampled(trace).items():
+        raise ValueError(
+            f"Plate '{plate}' takes {taken} of {size} elements, and {engine} needs all of them: leave out "
+            f"subsample_size{otherwise}."
+        )
 
 
 def check_data(trace: Mapping[str, Site]) -> None:

@@ -24,6 +24,7 @@ from sojourn.inference._check_model import (
     check_data,
     check_gradient_engine,
     check_latents,
+    check_takes_all,
     latent_sites,
     subsampled,
 )
@@ -177,6 +178,8 @@ def fit(
         kernel = None if runs_itself or chooses else _kernel(engine_of, model)
     trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
     whole = model
+    if chooses or isinstance(kernel, HMC):
+        check_takes_all(trace, engine_name)
     if subsampled(trace):  # what follows the fit looks at all the data; only the engine sees minibatches
         whole = whole_data(model)
         trace = trace_model(whole, bare_args, bare_kwargs, key=key_check)

@@ -17,7 +17,7 @@ from numpyro.util import identity, is_prng_key
 
 from sojourn._contract import Site, trace_model
 from sojourn.inference._check_gradient import check_model_gradient
-from sojourn.inference._check_model import check_gradient_engine, check_latents, subsampled
+from sojourn.inference._check_model import check_gradient_engine, check_latents, check_takes_all
 from sojourn.inference._initial import init_to_hint
 
 __all__ = ["Flat", "GradientKernel", "check_number", "whitened"]
@@ -141,11 +141,7 @@ class GradientKernel(MCMCKernel):
         trace = trace_model(self._model, args, kwargs, key=key)
         check_latents(trace)
         check_gradient_engine(trace, name)
-        for plate, (size, taken) in subsampled(trace).items():
-            raise ValueError(
-                f"Plate '{plate}' takes {taken} of {size} elements, and {name} needs all of them: leave out "
-                "subsample_size, or use StochasticGradientLangevin."
-            )
+        check_takes_all(trace, name)
         if not self.gradient_checked:
             check_model_gradient(self._model, args, kwargs, trace, name, key)
 

@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density
 from numpyro.util import is_prng_key
 
 from sojourn._contract import Site, trace_model
-from sojourn.inference._check_model import latent_sites, subsampled
+from sojourn.inference._check_model import check_takes_all, latent_sites
 from sojourn.ops import self_repellent as ops
 
 __all__ = ["SelfRepellentState", "SelfRepellentWalk"]
@@ -171,11 +171,7 @@ class SelfRepellentWalk(MCMCKernel):
         """Joint states and their graph: what is the same for any data of the same shape, as NumPy arrays."""
         trace = prototype_trace(self._model, random.key(0), args, kwargs)
         self._has_deterministic = any(s["type"] == "deterministic" for s in trace.values())
-        for name in subsampled(trace):
-            raise ValueError(
-                f"Plate '{name}' takes a subsample of the data, and SelfRepellentWalk needs all of them: leave "
-                "`subsample_size` out."
-            )
+        check_takes_all(trace, "SelfRepellentWalk", otherwise="")
         sites = latent_sites(trace)
         if not sites:
             raise ValueError("The model has no latent site: SelfRepellentWalk has nothing to walk over.")

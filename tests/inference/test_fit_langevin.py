@@ -65,8 +65,9 @@ def test_minibatches_leave_the_groups_whole():
     assert np.allclose(fit.observed_data["y"], y)
     assert fit.log_likelihood["y"].shape == (2, 50, 40)
     assert "temperature" in fit.sample_stats
-    with pytest.raises(ValueError, match="Plate 'data' takes 5 of 40 elements, and MALT needs all of them"):
-        sj.fit(batched, y, engine="langevin", **settings)
+    for engine, name in {"langevin": "MALT", "nuts": "nuts", "auto": "auto"}.items():
+        with pytest.raises(ValueError, match=f"Plate 'data' takes 5 of 40 elements, and {name} needs all"):
+            sj.fit(batched, y, engine=engine, **settings)
 
 
 @pytest.mark.parametrize("engine", ["nuts", "svi", "langevin", "mclmc", "auto"])

@@ -325,7 +325,7 @@ def undefined(y):
         (large, {}, r"10\^19 joint states \('k' 3\^40, 's' 2\).*at most 4,096: raise `max_states`"),
         (model, {"max_states": 11}, r"12 joint states \('level' 3, 'on' 2\^2\).*at most 11"),
         (fixed, {}, "'k' can take no other value"),
-        (subsampled, {}, "Plate 'data' takes a subsample"),
+        (subsampled, {}, "Plate 'data' takes 1 of 2 elements"),
         (uneven, {}, "entries of site 'k' differ in their supports"),
         (nested, {}, "support of site 'k' depends on another site"),
         (parity, {}, "2 joint states of positive density fall into 2 groups.*`adjacency`"),
