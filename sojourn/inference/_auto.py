@@ -15,7 +15,7 @@ from sojourn.inference._check_model import latent_sites
 __all__ = ["choose_engine"]
 
 _FEW = 10
-_MANY = 100
+_POSITIVE = tuple(type(c) for c in (constraints.positive, constraints.nonnegative))
 
 
 def choose_engine(
@@ -25,9 +25,11 @@ def choose_engine(
 
     The rules, from the measurements of ``benchmarks/langevin.py`` (see ``docs/which_sampler.md``):
 
-    * under 10 latent numbers: NUTS. All samplers are quick there, and NUTS compiles fastest and is exact.
-    * a hierarchy (the scale of one latent set by another that is itself positive and unknown): NUTS up to 100
-      numbers, MALT beyond. Samplers without a Metropolis test may collide with the walls of such a density.
+    * under 10 latent numbers: NUTS. All samplers are quick there, and NUTS is the reference.
+    * a hierarchy of scales (the prior of one latent depends on another that is positive and unknown): NUTS, which
+      manages the funnel of such a density best.
+    * a latent that is bounded, on one side or two: MALT. On the unconstrained scale its density has walls, where NUTS
+      is slow and diverges, and where a sampler without a Metropolis test can be thrown off.
     * otherwise MCLMC, whose bias the fit measures and the check reports.
 
     Example:
@@ -46,19 +48,19 @@ def choose_engine(
     hierarchy = _hierarchy(model, args, kwargs, latent)
     if hierarchy:
         scale, child = hierarchy
-        found = f"the prior of '{child}' depends on '{scale}', which is positive and unknown"
-        if size < _MANY:
-            return (
-                "nuts",
-                f"NUTS: {found} (a hierarchy), and {count} are few: an exact sampler is safe and quick.",
-            )
-        return (
-            "langevin",
-            f"MALT: {found} (a hierarchy), which asks for an exact sampler, and {count} are many for NUTS.",
+        return "nuts", (
+            f"NUTS: the prior of '{child}' depends on '{scale}', which is positive and unknown; such a hierarchy of "
+            "scales is a funnel, and NUTS manages it best."
+        )
+    bounded = next((name for name, site in latent.items() if not _is_real(site["fn"].support)), None)
+    if bounded is not None:
+        return "langevin", (
+            f"MALT: {count}, and '{bounded}' is bounded, so that the density has walls: that asks for an exact sampler, "
+            "and MALT needs fewer gradients there than NUTS."
         )
     return "mclmc", (
-        f"MCLMC: {count} and no hierarchy of scales, where it needs the fewest gradients; its bias is measured by a "
-        "rerun at half the step."
+        f"MCLMC: {count}, none of them bounded and no hierarchy of scales, where it needs the fewest gradients; its "
+        "bias is measured by a rerun at half the step."
     )
 
 
@@ -79,9 +81,12 @@ def _hierarchy(
         for parent in parents.get(child, ()):
             if parent == child or parent not in latent:
                 continue
-            support = latent[parent]["fn"].support
-            if support in (constraints.positive, constraints.nonnegative) or isinstance(
-                support, type(constraints.greater_than(0.0))
-            ):
+            if isinstance(latent[parent]["fn"].support, _POSITIVE):
                 return parent, child
     return None
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

@@ -31,6 +31,17 @@ def hierarchy(size):
     return model
 
 
+def walled(size):
+    """The same hierarchy, not centred."""
+
+    def model():
+        tau = numpyro.sample("tau", dist.HalfCauchy(1.0))
+        with numpyro.plate("group", size):
+            numpyro.deterministic("theta", tau * numpyro.sample("raw", dist.Normal(0.0, 1.0)))
+
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "engine", "words"),
     [
@@ -38,7 +49,8 @@ def hierarchy(size):
         (normal(9), "nuts", "9 latent numbers"),
         (normal(10), "mclmc", "no hierarchy of scales"),
         (hierarchy(20), "nuts", "the prior of 'theta' depends on 'tau'"),
-        (hierarchy(200), "langevin", "MALT: the prior of 'theta' depends on 'tau'"),
+        (hierarchy(200), "nuts", "a funnel"),
+        (walled(20), "langevin", "'tau' is bounded"),
     ],
 )
 def test_rules(model, engine, words):
