@@ -44,7 +44,10 @@ def choose_engine(
     size = sum(_unconstrained_size(site) for site in latent.values())
     count = f"{size} latent number{'s' * (size != 1)}"
     if size < _FEW:
-        return "nuts", f"NUTS: with {count} every sampler is quick, and NUTS is exact and compiles fastest."
+        return (
+            "nuts",
+            f"NUTS: with {count} every sampler is quick, and NUTS, which is exact, is the reference.",
+        )
     hierarchy = _hierarchy(model, args, kwargs, latent)
     if hierarchy:
         scale, child = hierarchy

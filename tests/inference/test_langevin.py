@@ -133,13 +133,16 @@ def test_other_ways_of_running_chains(runs, build, method):
 
 
 @pytest.mark.parametrize("build", [malt, *(slow(b) for b in (adjusted, mclmc, baoab, quicsort))])
-def test_progress_bar_and_diagnostic_string(build):
+def test_progress_bar_and_diagnostic_string(build, capsys, monkeypatch):
+    for name in ("PYTEST_XDIST_WORKER", "CI"):  # where NumPyro shows no bar
+        monkeypatch.delenv(name, raising=False)
     mcmc = run_of(build(), chains=1, method="sequential", warmup=5, draws=5, progress_bar=True)
     check_run(mcmc, 1, 5)
     state = mcmc.last_state
     assert "step" in mcmc.sampler.get_diagnostics_str(
         state
     ) or "gradients" in mcmc.sampler.get_diagnostics_str(state)
+    assert "sample: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("build", [malt, *(slow(b) for b in (adjusted, mclmc, baoab, quicsort))])
