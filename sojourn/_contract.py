@@ -8,7 +8,8 @@ do more with it:
 * ``infer={"event_dims": [...]}`` at a site names its event dimensions (ArviZ's own convention), and
   ``infer={"event_coords": {dim: labels}}`` labels them; ``infer={"init": value}`` says where to start.
 * an observed distribution of a whole series may offer ``predictive_log_prob(value)``, the terms
-  ``log p(y_t | y_<t)`` of its density, and ``sample_one_step_ahead(key, value)``.
+  ``log p(y_t | y_<t)`` of its density, and ``sample_one_step_ahead(key, value)``. The terms run over the first axis
+  of its event, or over the first ``series_ndim``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-__all__ = ["is_path_form", "marginal_form", "observed_sites", "series_law", "trace_model"]
+__all__ = ["is_path_form", "marginal_form", "observed_sites", "pointwise_ndim", "series_law", "trace_model"]
 
 Model = Callable[..., Any]
 Site = dict[str, Any]
@@ -76,3 +77,9 @@ def series_law(site: Site, method: str) -> Any:
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn if hasattr(fn, method) else None
+
+
+def pointwise_ndim(site: Site) -> int:
+    """Number of event axes of an observed site over which its pointwise log-likelihood runs; 0 for no series."""
+    law = series_law(site, "predictive_log_prob")
+    return 0 if law is None else getattr(law, "series_ndim", 1)

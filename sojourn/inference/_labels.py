@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sojourn._contract import Site, series_law
+from sojourn._contract import Site, pointwise_ndim
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,7 +109,7 @@ class Labels:
 
 def log_likelihood_dims(site: Site, dims: Sequence[str]) -> list[str]:
     """Dimensions of the pointwise log-likelihood at a site whose value has ``dims``."""
-    event_ndim = site["fn"].event_dim - (series_law(site, "predictive_log_prob") is not None)
+    event_ndim = site["fn"].event_dim - pointwise_ndim(site)
     return list(dims[: len(dims) - event_ndim])
 
 

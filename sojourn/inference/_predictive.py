@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sojourn._contract import Site, marginal_form, observed_sites, series_law, trace_model
+from sojourn._contract import Site, marginal_form, observed_sites, pointwise_ndim, series_law, trace_model
 from sojourn.inference._check_model import masked_out
 
 __all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "replicate", "site_log_prob"]
@@ -95,7 +95,7 @@ def missing_entries(site: Site) -> np.ndarray | None:
     """Where an observed site holds no observation: booleans over its batch axes and, for a series, time."""
     value = np.asarray(site["value"])
     law = series_law(site, "predictive_log_prob")
-    event_ndim = site["fn"].event_dim - (law is not None)
+    event_ndim = site["fn"].event_dim - pointwise_ndim(site)
     missing = None
     if np.issubdtype(value.dtype, np.floating):
         missing = np.isnan(value).any(tuple(range(value.ndim - event_ndim, value.ndim)))
