@@ -17,6 +17,7 @@ import pandas as pd
 from numpyro.contrib.control_flow import scan
 
 import sojourn as sj
+from sojourn._jump_process_demo import jump_process_demo
 from sojourn.diagnostics import _arviz, _figures
 from sojourn.models import hidden_markov
 
@@ -369,6 +370,10 @@ DEMOS = {
     "langevin": (
         "earthquakes again: how did activity drift, and which sampler needs the fewest gradients?",
         langevin,
+    ),
+    "jump-process": (
+        "liver cirrhosis: does prednisone change how fast patients get worse, better, or die?",
+        jump_process_demo,
     ),
 }
 """Question and function of each, by name."""

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hidden-markov    earthquakes of magnitude 7 or more, 1900-2006: how many regimes, and when?
         particle-gibbs   returns of the S&P 500, 2007-2010: how volatile was the market, and when?
         langevin         earthquakes again: how did activity drift, and which sampler needs the fewest gradients?
+        jump-process     liver cirrhosis: does prednisone change how fast patients get worse, better, or die?
         0
     """
     parser = argparse.ArgumentParser(prog="sojourn", description=sj.__doc__)

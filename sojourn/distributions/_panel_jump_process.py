@@ -23,11 +23,11 @@ from sojourn.distributions._panel_times import (
     read_times,
     schedule,
 )
-from sojourn.ops import panel_filter
-from sojourn.ops.rate_matrix import exit_rates
+from sojourn.ops import jump_path, panel_filter
+from sojourn.ops.rate_matrix import exit_rates, off_diagonal
 from sojourn.ops.transition_probability import METHODS, Method
 
-__all__ = ["HiddenJumpProcess", "PanelJumpProcess", "check_rate_matrix"]
+__all__ = ["HiddenJumpProcess", "PanelJumpProcess", "check_rate_matrix", "plain"]
 
 _ROW_TOLERANCE = 1e-4
 
@@ -75,6 +75,7 @@ class _JumpProcess(dist.Distribution):
         "_lengths",
         "_schedule",
         "_snapshots",
+        "_times",
     )
     pytree_aux_fields: tuple[str, ...] = ("num_steps", "series_shape", "method", "vjp")
 
@@ -98,10 +99,11 @@ class _JumpProcess(dist.Distribution):
         self.series_shape = tuple(shape[:-1])
         self.num_steps = int(shape[-1])
         self.method, self.vjp = method, vjp
-        self._mask = None if mask is None else jnp.asarray(mask, bool)
+        self._times = np.asarray(times, float).reshape(-1, self.num_steps)
+        self._mask = plain(mask, bool)
         if self._mask is not None and self._mask.shape != shape:
             raise ValueError(f"`mask` has shape {self._mask.shape}; the times have {shape}.")
-        self._lengths = None if lengths is None else jnp.asarray(lengths)
+        self._lengths = plain(lengths, int)
         groups = self.rate_matrix.shape[0] if self.rate_matrix.ndim == 3 else 1
         per_step = {
             "obstype": _arrivals(obstype, shape, "obstype"),
@@ -114,11 +116,11 @@ class _JumpProcess(dist.Distribution):
             )
         if max_rate is None:
             max_rate = default_max_rate(steps, within)
-        rest = {"group": per_step["group"], "num_groups": groups}
+        rest: dict[str, Any] = {"group": per_step["group"], "num_groups": groups}
         self._schedule = schedule(steps, within, max_rate, obstype=kinds, **rest)
         # A replicate holds the states at the given times, however they came to be observed.
-        plain = kinds is None or (kinds[within] == 1).all()
-        self._snapshots = self._schedule if plain else schedule(steps, within, max_rate, **rest)
+        ordinary = kinds is None or (kinds[within] == 1).all()
+        self._snapshots = self._schedule if ordinary else schedule(steps, within, max_rate, **rest)
 
     @property
     def num_states(self) -> int:
@@ -131,11 +133,11 @@ class _JumpProcess(dist.Distribution):
         return self._schedule.plan.max_rate
 
     @property
-    def observed(self) -> Array | None:
+    def observed(self) -> Any:
         """``(..., L)``: what ``mask`` and ``lengths`` declare observed; ``None`` for everything."""
         if self._lengths is None:
             return self._mask
-        inside = jnp.arange(self.num_steps) < self._lengths[..., None]
+        inside = np.arange(self.num_steps) < self._lengths[..., None]
         return inside if self._mask is None else self._mask & inside
 
     def validate_args(self, strict: bool = True) -> None:
@@ -160,6 +162,11 @@ class _JumpProcess(dist.Distribution):
 
     def _stock(self, snapshots: bool = False) -> Array:
         return moves(self.rate_matrix, self._snapshots if snapshots else self._schedule, self.method)
+
+    def step_matrices(self) -> Array:
+        """``(..., L - 1, K, K)``: the matrix that carries each observation to the next."""
+        steps = self._stock()[self._schedule.index]
+        return steps if self.series_shape else steps[0]
 
     def _within_capacity(self) -> Array:
         if self.method != "uniformization":
@@ -201,6 +208,58 @@ class _JumpProcess(dist.Distribution):
         first = jnp.broadcast_to(self.initial, filtered[..., 0, :].shape)[..., None, :]
         return jnp.concatenate([first, moved], -2)
 
+    def _fill_in(self, key: Array, states: Array, num_events: int) -> Array:
+        """A path through ``states`` ``(..., L)`` at the times of observation, ``(..., J, 2)`` times and states."""
+        schedule = self._snapshots
+        states = states.reshape(-1, self.num_steps)
+        before, after = states[:, :-1].reshape(-1), states[:, 1:].reshape(-1)
+        inside = self._inside().reshape(-1)
+        kinds = self._kinds().reshape(-1)
+        rates = jnp.broadcast_to(self.rate_matrix, (schedule.num_groups, self.num_states, self.num_states))
+        group = schedule.index.reshape(-1) // schedule.plan.intervals.shape[-1]
+        interval = np.where(inside & (kinds != 2), np.diff(self._times, axis=1).reshape(-1), 0.0)
+        key_entry, key_bridge = jax.random.split(key)
+        if (kinds == 3).any():  # an entry at an exact time from a state that is drawn
+            arrive = self._stock(snapshots=True)[schedule.index.reshape(-1), before]
+            arrive = arrive * off_diagonal(rates)[group, :, after]
+            origin = _draw(arrive, jax.random.uniform(key_entry, before.shape))
+            after = jnp.where(kinds == 3, origin, after)
+        end = jnp.where(interval > 0, after, before)
+        each = rates[group] if schedule.num_groups > 1 else rates[0]
+        time, state = jump_path.bridge(key_bridge, each, before, end, interval, num_events=num_events)
+        steps = self.num_steps - 1
+        time = time.reshape(-1, steps, num_events + 1) + self._times[:, :-1, None]
+        state = state.reshape(-1, steps * (num_events + 1))
+        last = self._times[:, -1:]
+        if self._lengths is not None:  # what follows the end of a series repeats it
+            stop = np.take_along_axis(self._times, self._lengths.reshape(-1, 1) - 1, 1)
+            final = jnp.take_along_axis(states, self._lengths.reshape(-1, 1) - 1, 1)
+            beyond = jnp.repeat(~self._inside(), num_events + 1, axis=1)
+            time = jnp.where(beyond, stop, time.reshape(len(state), -1))
+            state = jnp.where(beyond, final, state)
+            last, states = stop, final
+        time = jnp.concatenate([time.reshape(len(state), -1), last], 1)
+        state = jnp.concatenate([state, states[:, -1:]], 1)
+        path = jnp.stack([time, state.astype(time.dtype)], -1)
+        return path.reshape(*self.series_shape, *path.shape[1:])
+
+    def _inside(self) -> np.ndarray:
+        """``(N, L - 1)``: intervals that belong to a series."""
+        steps = np.arange(1, self.num_steps)
+        lengths = np.full(1, self.num_steps) if self._lengths is None else self._lengths.reshape(-1)
+        return np.broadcast_to(steps < lengths[:, None], (len(self._times), self.num_steps - 1))
+
+    def _kinds(self) -> np.ndarray:
+        """``(N, L - 1)`` obstypes of the ends of the intervals."""
+        stock = self._schedule.plan.intervals.size
+        index = np.asarray(self._schedule.index)
+        return np.where(index < stock, 1, np.where(index < stock + len(self._schedule.entry), 3, 2))
+
+    def max_events(self) -> Array:
+        """Mean number of events of the uniformized process in the longest interval."""
+        longest = float(np.asarray(self._snapshots.plan.intervals).max())
+        return exit_rates(self.rate_matrix).max() * longest
+
     def expected_statistics(self, value: ArrayLike) -> tuple[Array, Array]:
         """Expected time in each state and number of jumps between states, given the observations.
 
@@ -232,6 +291,11 @@ class _JumpProcess(dist.Distribution):
         other = type(self).tree_unflatten(aux, leaves)
         other.rate_matrix = rate_matrix
         return other
+
+
+def plain(x: Any, dtype: Any = None) -> Any:
+    """A NumPy array, which stays concrete while a program is traced; a traced array as it is."""
+    return x if x is None or isinstance(x, jax.core.Tracer) else np.asarray(x, dtype)
 
 
 def _arrivals(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray | None:
@@ -331,7 +395,8 @@ class HiddenJumpProcess(_JumpProcess):
         validate_args: bool | None = None,
     ):
         self._read(rate_matrix, initial, times, lengths, mask, obstype, group, max_rate, method, vjp)
-        self.emission: Any = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
+        self.emission: Any
+        self.emission = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
         batch = self.emission.shape if self._is_raw else self.emission.batch_shape
         if batch[-1:] != (self.num_states,):
             raise ValueError(
@@ -393,6 +458,21 @@ class HiddenJumpProcess(_JumpProcess):
     def sample_path(self, key: Array, value: ArrayLike, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of the states at the times of observation given the series, ``sample_shape + (..., L)``."""
         return self._as_chain().sample_path(key, value, sample_shape)
+
+    def sample_jump_path(self, key: Array, value: ArrayLike, *, num_events: int) -> Array:
+        """A draw of the whole path given the series, jumps between observations included.
+
+        Args:
+            key: random key.
+            value: the series.
+            num_events: room for events of the uniformized process in one interval, see
+                :func:`sojourn.ops.jump_path.bridge`.
+
+        Returns:
+            ``(..., J, 2)`` times of entry and states, entries that repeat the state among them.
+        """
+        key_states, key_between = jax.random.split(key)
+        return self._fill_in(key_between, self.sample_path(key_states, value), num_events)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         return self._chain(self.emission, snapshots=True).sample(key, sample_shape)
@@ -478,69 +558,69 @@ class PanelJumpProcess(_JumpProcess):
             self.num_states, tuple(code for code, _ in self.censored), self.observed, self.series_ndim
         )
 
-    def _indicator(self, value: ArrayLike) -> Array:
-        """``(..., L, K)`` logarithms: zero where the state agrees with what was seen, else minus infinity."""
-        value = jnp.asarray(value)
-        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
-            raise ValueError(f"The panel has shape {value.shape}; its last axes must be {self.event_shape}.")
-        missing = is_missing(value)
-        if self.observed is not None:
-            missing = ~self.observed if missing is None else missing | ~self.observed
-        codes = value if missing is None else jnp.where(missing, 0, value)
-        allowed = codes[..., None] == jnp.arange(self.num_states)
+    def _allowed(self, value: ArrayLike) -> Array | np.ndarray:
+        """``(..., L, K)`` booleans: the states that agree with what was seen; NumPy's where all is concrete."""
+        given = plain(value)
+        observed = self.observed
+        concrete = not isinstance(given, jax.core.Tracer) and not isinstance(observed, jax.core.Tracer)
+        numeric: Any = np if concrete else jnp
+        if given.shape[given.ndim - len(self.event_shape) :] != self.event_shape:
+            raise ValueError(f"The panel has shape {given.shape}; its last axes must be {self.event_shape}.")
+        missing = (
+            numeric.isnan(given) if numeric.issubdtype(given.dtype, numeric.floating) else given != given
+        )
+        missing = missing if observed is None else missing | ~observed
+        allowed = (given[..., None] == np.arange(self.num_states)) | missing[..., None]
         for code, states in self.censored:
-            among = np.isin(np.arange(self.num_states), states)
-            allowed = allowed | ((codes[..., None] == code) & among)
-        if missing is not None:
-            allowed = allowed | missing[..., None]
-        return jnp.where(allowed, 0.0, -jnp.inf)
+            allowed = allowed | ((given[..., None] == code) & np.isin(np.arange(self.num_states), states))
+        return allowed
+
+    def _indicator(self, value: ArrayLike) -> Array:
+        return jnp.where(self._allowed(value), 0.0, -jnp.inf)
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: list | None = None) -> Array:
-        indicator = self._indicator(value)
-        if indicator.ndim > len(self.event_shape) + 1 or isinstance(indicator, jax.core.Tracer):
-            return self._filtered(indicator).sum(tuple(range(-len(self.series_shape), 0)))
-        return self._by_counts(
-            np.isfinite(np.asarray(indicator)).reshape(-1, self.num_steps, self.num_states)
-        )
+        allowed = self._allowed(value)
+        if isinstance(allowed, np.ndarray) and allowed.ndim == len(self.event_shape) + 1:
+            return self._by_counts(allowed.reshape(-1, self.num_steps, self.num_states))
+        each = self._filtered(jnp.where(allowed, 0.0, -jnp.inf))
+        return each.sum(tuple(range(-len(self.series_shape), 0)))
 
     def _by_counts(self, allowed: np.ndarray) -> Array:
         """Log-likelihood with equal transitions counted; series with gaps or censored states go through the filter."""
-        known = allowed.sum(-1) == 1
+        known, blank = allowed.sum(-1) == 1, allowed.all(-1)
         states = allowed.argmax(-1)
-        index = (
-            np.asarray(self._schedule.index)
-            if not isinstance(self._schedule.index, jax.core.Tracer)
-            else None
-        )
-        length = np.where(known, np.arange(1, self.num_steps + 1), 0).max(
-            1
-        )  # nothing is known of what follows
-        whole = (known | (np.arange(self.num_steps) >= length[:, None])).all(1) & (length > 0)
-        if index is None:
-            whole[:] = False
         stock = self._stock()
+        schedule_index: Any = self._schedule.index
+        index = _concrete(schedule_index)
+        if index is None:
+            counted = np.zeros(len(states), bool)
+            index = np.zeros_like(states[:, 1:])
+        else:
+            # Nothing follows from snapshots after the last known state that show nothing.
+            last = np.where(known, np.arange(self.num_steps), -1).max(1)
+            after = np.arange(self.num_steps) > last[:, None]
+            after[:, 1:] &= index < len(stock) - len(self._schedule.entry) - len(self._schedule.exact)
+            counted = (known | (blank & after)).all(1) & (last >= 0)
         initial = jnp.broadcast_to(self.initial, (len(states), self.num_states))
         total = jnp.zeros((), stock.dtype)
-        if whole.any():
-            # A transition that ends in padding, or in the unknown, counts for nothing.
-            count = known[:, 1:] & whole[:, None]
-            moves_made = np.stack([index[count], states[:, :-1][count], states[:, 1:][count]], -1)
-            distinct, times_made = np.unique(moves_made, axis=0, return_counts=True)
-            first = np.bincount(states[whole, 0], minlength=self.num_states)
-            shared = self.initial.ndim == 1
-            start = first @ _log(self.initial) if shared else _log(initial[whole, states[whole, 0]]).sum()
-            total = total + jnp.where(jnp.isnan(start), -jnp.inf, start)
-            total = total + times_made @ _log(stock[tuple(distinct.T)])
-        if not whole.all():
-            rest = ~whole
+        if counted.any():
+            if self.initial.ndim == 1:
+                first, how_often = np.unique(states[counted, 0], return_counts=True)
+                total = total + how_often @ _log(self.initial[first])
+            else:
+                total = total + _log(initial[counted, states[counted, 0]]).sum()
+            made = known[:, 1:] & counted[:, None]
+            transitions = np.stack([index[made], states[:, :-1][made], states[:, 1:][made]])
+            distinct, how_often = np.unique(transitions, axis=1, return_counts=True)
+            total = total + how_often @ _log(stock[tuple(distinct)])
+        if not counted.all():
+            rest = ~counted
             indicator = np.where(allowed[rest], 0.0, -np.inf)
-            total = (
-                total
-                + panel_filter.log_likelihood(
-                    initial[rest], stock, self._schedule.index[rest], indicator, vjp=self.vjp
-                ).sum()
+            each = panel_filter.log_likelihood(
+                initial[rest], stock, self._schedule.index[rest], indicator, vjp=self.vjp
             )
+            total = total + each.sum()
         return jnp.where(self._within_capacity(), total, -jnp.inf)
 
     def _as_chain(self, value: ArrayLike) -> HiddenMarkov:
@@ -549,6 +629,12 @@ class PanelJumpProcess(_JumpProcess):
     def predictive_log_prob(self, value: ArrayLike) -> Array:
         """``log p(x_l | x_<l)``, of the shape of the panel: they sum to :meth:`log_prob`."""
         return self._as_chain(value).predictive_log_prob(jnp.zeros(self.event_shape))
+
+    def sample_jump_path(self, key: Array, value: ArrayLike, *, num_events: int) -> Array:
+        """A draw of the whole path given the panel, see :meth:`HiddenJumpProcess.sample_jump_path`."""
+        key_states, key_between = jax.random.split(key)
+        states = self._as_chain(value).sample_path(key_states, jnp.zeros(self.event_shape))
+        return self._fill_in(key_between, states, num_events)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         blank = jnp.zeros((*self.series_shape, self.num_steps, self.num_states))

@@ -28,20 +28,21 @@ class Schedule:
     """Which matrix carries each series from each observation to the next.
 
     The stock of matrices holds, in this order, transition probabilities over every distinct interval of every group,
-    densities of entry at an exact time (obstype 3), and densities of exact transitions (obstype 2).
+    densities of entry at an exact time (obstype 3), and densities of exact transitions (obstype 2). NumPy arrays, which
+    stay concrete while a program is traced.
     """
 
     plan: Plan
     """Intervals ``(G, D)`` by group, padded with zeros."""
-    index: Array
+    index: Array | np.ndarray
     """``(N, L - 1)`` positions in the stock."""
-    entry: Array
+    entry: Array | np.ndarray
     """``(E,)`` positions of the transition probabilities that precede an entry at an exact time ..."""
-    entry_group: Array
+    entry_group: Array | np.ndarray
     """... and the group of each."""
-    exact: Array
+    exact: Array | np.ndarray
     """``(E',)`` times spent before an exact transition ..."""
-    exact_group: Array
+    exact_group: Array | np.ndarray
     """... and the group of each."""
     num_groups: int = field(metadata={"static": True})
 
@@ -144,11 +145,11 @@ def schedule(
     index[kinds == 2] = stock + len(entry) + which
     return Schedule(
         plan(intervals.reshape(num_groups, width), max_rate),
-        jnp.asarray(index),
-        jnp.asarray(entry),
-        jnp.asarray(entry_group),
-        jnp.asarray(distinct[exact % max(len(distinct), 1)]),
-        jnp.asarray(exact // max(len(distinct), 1)),
+        index,
+        entry,
+        entry_group,
+        distinct[exact % max(len(distinct), 1)],
+        exact // max(len(distinct), 1),
         num_groups,
     )
 
@@ -162,6 +163,8 @@ def moves(rate_matrix: Array, schedule: Schedule, method: Method = "uniformizati
         return stock
     jump = off_diagonal(rates)
     entry = stock[schedule.entry] @ jump[schedule.entry_group]
-    stay = jnp.exp(-exit_rates(rates)[schedule.exact_group] * schedule.exact.astype(rates.dtype)[:, None])
+    stay = jnp.exp(
+        -exit_rates(rates)[schedule.exact_group] * jnp.asarray(schedule.exact, rates.dtype)[:, None]
+    )
     exact = stay[:, :, None] * (jnp.eye(states, dtype=rates.dtype) + jump[schedule.exact_group])
     return jnp.concatenate([stock, entry, exact])

@@ -56,7 +56,8 @@ class Labels:
             site = trace.get(name, {})
             known = list((dims or {}).get(name, site_dims(site)))
             self.dims[name] = self.fit(name, known, shape)
-            for dim, labels in site.get("infer", {}).get("event_coords", {}).items():
+        for name in shapes:
+            for dim, labels in trace.get(name, {}).get("infer", {}).get("event_coords", {}).items():
                 if self.sizes.get(dim) == len(labels):
                     self.coords.setdefault(dim, np.asarray(labels))
 

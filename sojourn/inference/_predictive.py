@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from sojourn.inference._check_model import masked_out
 
 __all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "replicate", "site_log_prob"]
 
+_MOST = 200_000_000  # numbers in one group of a fit: 0.8 GB in float32
 _BATCH = 64  # draws evaluated side by side, at most: beyond this memory grows and speed does not
 
 
@@ -65,6 +67,16 @@ def evaluate(
 
     flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
     keys = jax.random.split(key, lead[0] * lead[1])
+    sizes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], (flat, keys)))
+    most = len(keys) * max(sum(x.size for x in group.values()) for group in sizes[1:])
+    if most > _MOST:
+        warnings.warn(
+            f"log_likelihood, posterior_predictive and predictions would hold up to {most:.1e} numbers each and are left "
+            f"out of the fit ({_MOST:.0e} is the limit): draw fewer samples to have them.",
+            stacklevel=3,
+        )
+        joint = in_batches(lambda x: one(x)[0], (flat, keys))
+        return Evaluation(np.asarray(joint).reshape(lead), {}, {}, {})
     results = in_batches(one, (flat, keys))
     return Evaluation(*jax.tree.map(lambda r: np.asarray(r).reshape((*lead, *r.shape[1:])), results))
 

@@ -202,13 +202,15 @@ def _one_draw(fit: Any) -> dict[str, Array]:
     return {str(n): jnp.asarray(v.values[0, 0]) for n, v in posterior.data_vars.items()}
 
 
-def _series_site(model, args, kwargs, values, key) -> tuple[str, dict[str, Any]]:
+def _series_site(model, args, kwargs, values, key, method="sample_path") -> tuple[str, dict[str, Any]]:
     trace = trace_model(model, tuple(args), marginal_form(model, kwargs), key=key, values=values)
     for name, site in observed_sites(trace).items():
-        if series_law(site, "sample_path") is not None:
+        if series_law(site, method) is not None:
             return name, site
     raise ValueError(
         "The model observes no series with hidden states to decode (a HiddenMarkov distribution)."
+        if method == "sample_path"
+        else "The model observes no jump process at given times (PanelJumpProcess, HiddenJumpProcess)."
     )
 
 
@@ -218,9 +220,10 @@ def _law_of_series(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Array],
     key: Array,
+    method: str = "sample_path",
 ) -> tuple[Any, Array]:
-    _, site = _series_site(model, args, kwargs, values, key)
-    return series_law(site, "sample_path"), jnp.asarray(site["value"])
+    _, site = _series_site(model, args, kwargs, values, key, method)
+    return series_law(site, method), jnp.asarray(site["value"])
 
 
 def _event_ndim(model, args, kwargs, fit) -> int:

@@ -38,11 +38,11 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.contrib.control_flow import scan
 
 from sojourn.distributions import HiddenMarkov, Ordered
-from sojourn.distributions._missing import is_missing, only_observed
+from sojourn.distributions._missing import is_missing
 from sojourn.models._decoding import decode, forecast
+from sojourn.models._scan_path import Emission, as_function, scan_path
 from sojourn.models._series import (
     Scale,
     check_categories,
@@ -69,8 +69,6 @@ __all__ = [
     "poisson",
     "stationary",
 ]
-
-Emission = Callable[[Any], dist.Distribution]
 
 
 class ChainOptions(TypedDict, total=False):
@@ -154,7 +152,7 @@ def model(
         what = "path=True" if path else "covariates on the transitions"
         raise ValueError(f"{what} needs at least two states; `num_states` is 1.")
     given = emission(num_states)
-    by_state = _as_function(given, num_states, path)
+    by_state = as_function(given, num_states, path)
     all_states = by_state(np.arange(num_states))
     if all_states.batch_shape == ():
         all_states = all_states.expand((num_states,))
@@ -175,85 +173,7 @@ def model(
     observed = observed_steps(None, mask, lengths, shape, event)
     if observed is None and y is not None and is_missing(y) is not None:
         observed = jnp.ones(shape, bool)
-    return _scan_path(y, observed, by_state, start, transition, shape, name)
-
-
-def _as_function(given: Any, num_states: int, path: bool) -> Emission:
-    if isinstance(given, dist.Distribution):
-        if path:
-            raise ValueError(
-                "With path=True `emission` must return the law of one observation as a function of the state, "
-                "such as `lambda state: dist.Normal(loc[state], scale)`."
-            )
-        if given.batch_shape not in ((), (num_states,)):
-            raise ValueError(
-                f"`emission` has batch shape {given.batch_shape}; {num_states} states need ({num_states},)."
-            )
-        return lambda state: given
-    if not callable(given):
-        raise ValueError("`emission(num_states)` must return a function of the state or a distribution.")
-    return given
-
-
-def _scan_path(
-    y: Array | None,
-    observed: Array | None,
-    by_state: Emission,
-    initial: Array,
-    transition: Array,
-    shape: tuple[int, ...],
-    name: str,
-) -> Array:
-    """The path form: one categorical site and one observed site a step, in one ``scan``."""
-    several = len(shape) == 2
-    steps = jnp.arange(shape[-1])
-    initial, transition = jnp.asarray(initial), jnp.asarray(transition)
-
-    def time_first(x):
-        return None if x is None else jnp.moveaxis(x, 1, 0) if several else x
-
-    if transition.ndim > 2:  # covariates: the move *into* each step, the first of which is never made
-        moves = transition if not several else jnp.moveaxis(jnp.atleast_3d(transition), -3, 0)
-        never_made = jnp.broadcast_to(jnp.eye(moves.shape[-1]), (1, *moves.shape[1:]))
-        moves = jnp.concatenate([never_made, moves])
-    else:
-        moves = None
-
-    def step(before, x):
-        t, y_t, observed_t, move = x
-        move = transition if move is None else move
-        rows = (
-            jnp.take_along_axis(move, before[..., None, None], -2)[..., 0, :]
-            if move.ndim > 2
-            else move[before]
-        )
-        probs = jnp.where(t == 0, initial, rows)
-
-        def emit():
-            state = numpyro.sample("hidden_state", dist.Categorical(probs=probs))
-            law = by_state(state)
-            if observed_t is None:
-                return state, numpyro.sample(name, law, obs=y_t)
-            if y_t is not None:
-                return state, _sample_observed(name, law, y_t, observed_t)
-            with numpyro.handlers.mask(mask=observed_t):
-                return state, numpyro.sample(name, law)
-
-        if several:
-            with numpyro.plate("series", shape[0], dim=-1):
-                state, value = emit()
-        else:
-            state, value = emit()
-        return state, value
-
-    first = jnp.zeros(shape[:1] if several else (), int)
-    _, values = scan(step, first, (steps, time_first(y), time_first(observed), moves))
-    return jnp.moveaxis(values, 0, 1) if several else values
-
-
-def _sample_observed(name: str, law: dist.Distribution, value: Array, observed: Array) -> Array:
-    law, value = only_observed(law, value, observed)
-    return numpyro.sample(name, law, obs=value)
+    return scan_path(y, observed, by_state, start, transition, shape, name)
 
 
 def _chain(

@@ -43,22 +43,21 @@ def log_likelihood(
         -2.4079
         -0.8916
     """
-    initial, moves, log_emission = (jnp.asarray(x) for x in (initial, moves, log_emission))
-    dtype = jnp.result_type(float, initial, moves, log_emission)
-    series, steps, states = log_emission.shape
-    index = jnp.asarray(index)
-    if index.shape != (series, steps - 1):
-        raise ValueError(f"`index` has shape {index.shape}; the series need ({series}, {steps - 1}).")
-    if moves.shape[-2:] != (states, states) or initial.shape[-1] != states:
+    arrays = [jnp.asarray(x) for x in (initial, moves, log_emission)]
+    dtype = jnp.result_type(float, *arrays)
+    first, stock, seen = (x.astype(dtype) for x in arrays)
+    series, steps, states = seen.shape
+    which = jnp.asarray(index)
+    if which.shape != (series, steps - 1):
+        raise ValueError(f"`index` has shape {which.shape}; the series need ({series}, {steps - 1}).")
+    if stock.shape[-2:] != (states, states) or first.shape[-1] != states:
         raise ValueError(
-            f"`initial` {initial.shape} and `moves` {moves.shape} do not fit the {states} states of `log_emission`."
+            f"`initial` {first.shape} and `moves` {stock.shape} do not fit the {states} states of `log_emission`."
         )
-    initial = jnp.broadcast_to(initial, (series, states)).astype(dtype)
+    first = jnp.broadcast_to(first, (series, states))
     # Data are constants to the compiler, which would take seconds to work out beforehand what it can of them.
-    index, log_emission = lax.optimization_barrier((index, log_emission))
-    run = _log_likelihood if vjp else _forward
-    value = run(initial, moves.astype(dtype), index, log_emission.astype(dtype))
-    return value if vjp else value[0]
+    which, seen = lax.optimization_barrier((which, seen))
+    return _log_likelihood(first, stock, which, seen) if vjp else _forward(first, stock, which, seen)[0]
 
 
 _scale_all = jax.vmap(_scale)

@@ -106,7 +106,7 @@ def mean_first_passage_times(rate_matrix: ArrayLike) -> Array:
         # The target's row and column become those of the identity: it is at distance zero from itself.
         keep = 1.0 - eye[target]
         system = rate_matrix * keep[:, None] * keep[None, :] + jnp.diag(eye[target])
-        return jnp.linalg.solve(system, -keep[:, None])[..., 0] + 0.0  # no minus zero
+        return jnp.where(keep > 0, jnp.linalg.solve(system, -keep[:, None])[..., 0], 0.0)  # no minus zero
 
     return jnp.moveaxis(jax.vmap(to)(jnp.arange(states)), 0, -1)
 

@@ -23,6 +23,7 @@ uses it has to look at :func:`within_capacity`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,11 +64,11 @@ _MARGIN = 1e-4  # keeps the diagonal of R positive, and the gradient in it alive
 class Plan:
     """Intervals, and what it takes to exponentiate a rate matrix over them: see :func:`plan`."""
 
-    intervals: Array
+    intervals: Array | np.ndarray
     """``(..., D)``, as given."""
-    order: Array
+    order: Array | np.ndarray
     """``(..., D)``: positions of the intervals from the longest to the shortest."""
-    rank: Array
+    rank: Array | np.ndarray
     """``(..., D)``: and back."""
     num_terms: int = field(metadata={"static": True})
     """Terms of the Poisson sum."""
@@ -110,8 +111,8 @@ def plan(intervals: ArrayLike, max_rate: float) -> Plan:
     tail = float(jnp.finfo(jnp.result_type(float)).eps) / 4.0
     enough = np.arange(int(per_sum + 12.0 * np.sqrt(per_sum) + 40.0))
     terms = int(np.argmax(poisson.sf(enough, per_sum) < tail)) + 1
-    order, rank = jnp.asarray(order), jnp.asarray(np.argsort(order, -1))
-    return Plan(jnp.asarray(times), order, rank, terms, squarings, float(max_rate))
+    rank = np.argsort(order, -1)
+    return Plan(times, order, rank, terms, squarings, float(max_rate))
 
 
 def within_capacity(rate_matrix: Array, plan: Plan) -> Array:
@@ -161,7 +162,8 @@ def log_poisson(mean: Array, num: int) -> Array:
 
 def _poisson_sum(rate_matrix: Array, plan: Plan) -> Array:
     rate, chain = uniformized(rate_matrix)
-    order = jnp.broadcast_to(plan.order, (*rate.shape, plan.order.shape[-1]))
+    batch = jnp.broadcast_shapes(rate.shape, plan.order.shape[:-1])
+    order = jnp.broadcast_to(plan.order, (*batch, plan.order.shape[-1]))
     intervals = jnp.broadcast_to(plan.intervals, order.shape).astype(rate_matrix.dtype)
     if plan.squarings:
         intervals = jnp.take_along_axis(intervals, order, -1)
@@ -169,10 +171,12 @@ def _poisson_sum(rate_matrix: Array, plan: Plan) -> Array:
         for count in plan.squarings:
             rounds[:count] += 1
         intervals = intervals / 2.0**rounds
-    weights = jnp.exp(log_poisson(rate[..., None] * intervals, plan.num_terms))
-    weights = weights / weights.sum(-1, keepdims=True)
-    stack = powers(chain, plan.num_terms)
     states = rate_matrix.shape[-1]
+    # A state may be K - 1 jumps away: whatever can be reached has a positive probability.
+    terms = max(plan.num_terms, states)
+    weights = jnp.exp(log_poisson(rate[..., None] * intervals, terms))
+    weights = weights / weights.sum(-1, keepdims=True)
+    stack = powers(chain, terms)
     flat = weights @ stack.reshape(*stack.shape[:-2], states**2)
     probs = flat.reshape(*intervals.shape, states, states)
     for count in plan.squarings:
@@ -249,7 +253,11 @@ def _by_expm(rate_matrix: Array, times: Array) -> Array:
     return jax.vmap(lambda t: jax.scipy.linalg.expm(rate_matrix * t))(times)
 
 
-_ONE_BY_ONE = {"eigen": _by_eig, "reversible": _by_eigh, "expm": _by_expm}
+_ONE_BY_ONE: dict[str, Callable[[Array, Array], Array]] = {
+    "eigen": _by_eig,
+    "reversible": _by_eigh,
+    "expm": _by_expm,
+}
 
 
 def transition_probabilities(
