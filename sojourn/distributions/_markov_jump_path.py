@@ -16,9 +16,9 @@ from numpyro.distributions.util import validate_sample
 from scipy.stats import poisson
 
 from sojourn.distributions._hidden_markov import _concrete, _draw
-from sojourn.distributions._panel_jump_process import _log, check_rate_matrix
+from sojourn.distributions._panel_jump_process import _log
 from sojourn.ops import jump_path
-from sojourn.ops.rate_matrix import exit_rates, off_diagonal
+from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, off_diagonal
 
 __all__ = ["MarkovJumpPath", "stack_paths"]
 

@@ -24,41 +24,12 @@ from sojourn.distributions._panel_times import (
     schedule,
 )
 from sojourn.ops import jump_path, panel_filter
-from sojourn.ops.rate_matrix import exit_rates, off_diagonal
+from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, off_diagonal
 from sojourn.ops.transition_probability import METHODS, Method
 
-__all__ = ["HiddenJumpProcess", "PanelJumpProcess", "check_rate_matrix", "plain"]
+__all__ = ["HiddenJumpProcess", "PanelJumpProcess", "plain"]
 
 _ROW_TOLERANCE = 1e-4
-
-
-def check_rate_matrix(rate_matrix: Any, name: str = "rate_matrix") -> None:
-    """Refuse a concrete matrix that is not the generator of a jump process.
-
-    Raises:
-        ValueError: a wrong shape, an entry not finite, a negative rate, a row that does not sum to zero.
-    """
-    shape = np.shape(rate_matrix)
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
-        raise ValueError(f"`{name}` has shape {shape}; K >= 2 states need (..., K, K).")
-    value = _concrete(rate_matrix)
-    if value is None:
-        return
-    states = shape[-1]
-    if not np.isfinite(value).all():
-        raise ValueError(f"`{name}` has an entry that is not finite.")
-    bad = (value < 0) & ~np.eye(states, dtype=bool)
-    if bad.any():
-        i, j = (int(k) for k in np.argwhere(bad)[0][-2:])
-        raise ValueError(f"`{name}` has a negative rate {value[bad][0]:g} from state {i} to state {j}.")
-    total = value.sum(-1)
-    slack = _ROW_TOLERANCE * np.maximum(np.abs(value).max((-2, -1)), 1e-30)[..., None]
-    if (np.abs(total) > slack).any():
-        where = np.argwhere(np.abs(total) > slack)[0]
-        raise ValueError(
-            f"Row {int(where[-1])} of `{name}` sums to {total[tuple(where)]:.6g}; the rows of a rate matrix sum to "
-            "zero (sojourn.models.jump_process.generator fills in the diagonal)."
-        )
 
 
 class _JumpProcess(dist.Distribution):

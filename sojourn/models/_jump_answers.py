@@ -15,10 +15,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.stats import poisson
 
-from sojourn.distributions._panel_jump_process import check_rate_matrix
 from sojourn.models._decoding import _bare, _labels, _law_of_series, _over_draws
 from sojourn.ops import jump_path, transition_probability
 from sojourn.ops import rate_matrix as ops
+from sojourn.ops.rate_matrix import check_rate_matrix
 
 if TYPE_CHECKING:
     import xarray as xr

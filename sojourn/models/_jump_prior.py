@@ -13,10 +13,9 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
-from sojourn.distributions._panel_jump_process import check_rate_matrix
 from sojourn.models._rate_matrices import adjacency_of, masked
 from sojourn.models._rate_matrices import reversible as reversible_matrix
-from sojourn.ops.rate_matrix import generator, off_diagonal, stationary
+from sojourn.ops.rate_matrix import check_rate_matrix, generator, off_diagonal, stationary
 
 __all__ = ["Rates", "default_rate_prior", "first_state", "move_names", "sample_rates", "state_names"]
 

@@ -7,12 +7,16 @@ Rates are in the inverse of whatever unit time has. Everything is differentiable
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 __all__ = [
+    "check_rate_matrix",
     "entropy_production_rate",
     "exit_rates",
     "generator",
@@ -22,6 +26,43 @@ __all__ = [
     "relaxation_times",
     "stationary",
 ]
+
+
+_ROW_TOLERANCE = 1e-4  # of the largest entry: float32 rows that were summed up stay well within
+
+
+def check_rate_matrix(rate_matrix: Any, name: str = "rate_matrix") -> None:
+    """Refuse a concrete matrix that is not the generator of a jump process.
+
+    Raises:
+        ValueError: a wrong shape, an entry not finite, a negative rate, a row that does not sum to zero.
+
+    Example:
+        >>> check_rate_matrix([[-1.0, 2.0], [1.0, -1.0]])
+        Traceback (most recent call last):
+        ValueError: Row 0 of `rate_matrix` sums to 1; the rows of a rate matrix sum to zero ...
+    """
+    shape = np.shape(rate_matrix)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise ValueError(f"`{name}` has shape {shape}; K >= 2 states need (..., K, K).")
+    if isinstance(rate_matrix, jax.core.Tracer):
+        return
+    value = np.asarray(rate_matrix)
+    states = shape[-1]
+    if not np.isfinite(value).all():
+        raise ValueError(f"`{name}` has an entry that is not finite.")
+    bad = (value < 0) & ~np.eye(states, dtype=bool)
+    if bad.any():
+        i, j = (int(k) for k in np.argwhere(bad)[0][-2:])
+        raise ValueError(f"`{name}` has a negative rate {value[bad][0]:g} from state {i} to state {j}.")
+    total = value.sum(-1)
+    slack = _ROW_TOLERANCE * np.maximum(np.abs(value).max((-2, -1)), 1e-30)[..., None]
+    if (np.abs(total) > slack).any():
+        where = np.argwhere(np.abs(total) > slack)[0]
+        raise ValueError(
+            f"Row {int(where[-1])} of `{name}` sums to {total[tuple(where)]:.6g}; the rows of a rate matrix sum to "
+            "zero (sojourn.models.jump_process.generator fills in the diagonal)."
+        )
 
 
 def off_diagonal(rate_matrix: ArrayLike) -> Array:

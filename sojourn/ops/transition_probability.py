@@ -30,7 +30,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import gammaln, xlogy
 from scipy.stats import poisson
@@ -123,13 +123,27 @@ def within_capacity(rate_matrix: Array, plan: Plan) -> Array:
 # ------------------------------------------------------------------------------------------ uniformization
 
 
+@jax.custom_jvp
+def _constant(x: Array) -> Array:
+    """``x``, where what follows does not depend on it at all: it takes no part in differentiation.
+
+    ``lax.stop_gradient`` would do the same, and is what ``sj.fit`` takes for a sign of a gradient kept back.
+    """
+    return x
+
+
+@_constant.defjvp
+def _constant_jvp(primals, tangents):
+    return primals[0], jnp.zeros_like(primals[0])
+
+
 def uniformized(rate_matrix: Array) -> tuple[Array, Array]:
     """The chain of a uniformized process: its event rate ``q`` ``(...)`` and transition matrix ``(..., K, K)``.
 
     ``q`` counts as a constant under differentiation. :math:`e^{Qt}` does not depend on it, so every derivative in
     :math:`Q` comes out right, in the entries taken one by one (with a free diagonal) as well.
     """
-    rate = lax.stop_gradient(exit_rates(rate_matrix).max(-1)) * (1.0 + _MARGIN)
+    rate = _constant(exit_rates(rate_matrix).max(-1)) * (1.0 + _MARGIN)
     rate = jnp.where(rate > 0, rate, 1.0)
     return rate, jnp.eye(rate_matrix.shape[-1], dtype=rate_matrix.dtype) + rate_matrix / rate[..., None, None]
 
@@ -186,7 +200,7 @@ def _poisson_sum(rate_matrix: Array, plan: Plan) -> Array:
         rank = jnp.broadcast_to(plan.rank, order.shape)
         probs = jnp.take_along_axis(probs, rank[..., None, None], -3)
     # Rounding only: the rows of the exact sum need no correction, and neither do their derivatives.
-    return probs / lax.stop_gradient(probs.sum(-1, keepdims=True))
+    return probs / _constant(probs.sum(-1, keepdims=True))
 
 
 # ---------------------------------------------------------------------------------------- eigendecomposition
