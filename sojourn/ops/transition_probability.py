@@ -174,6 +174,8 @@ def log_poisson(mean: Array, num: int) -> Array:
     return jnp.where(mean > 0, weights, jnp.where(k == 0, 0.0, -jnp.inf))
 
 
+# Compiled as one piece even when called eagerly, as NumPyro does when it looks at a model for the first time.
+@jax.jit
 def _poisson_sum(rate_matrix: Array, plan: Plan) -> Array:
     rate, chain = uniformized(rate_matrix)
     batch = jnp.broadcast_shapes(rate.shape, plan.order.shape[:-1])
