@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint format types bench clean
+.PHONY: demo test test-slow lint format types bench train-jump-network clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m sojourn.cli demo
@@ -36,6 +36,11 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/marginalize.py
 	$(RUN) benchmarks/score.py
 	$(RUN) benchmarks/langevin.py
+	$(RUN) benchmarks/jump_processes.py
+
+# The weights of the amortised jump process, from simulation to file, in about an hour on two cores.
+train-jump-network: $(VENV)/.installed
+	$(RUN) -m sojourn.inference._train_jump_network
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -322,7 +322,7 @@ class HiddenJumpProcess(_JumpProcess):
             was entered at exactly this time from the one before, which had been held all along (or is still held);
             3, it was entered at exactly this time from an unknown state (a death). That of the first is ignored.
         group: ``(N,)`` or ``(N, L - 1)`` integers: which rate matrix holds for each series, or in each interval.
-        max_rate: capacity: the log-probability of faster exits is minus infinity. By default twenty jumps in the
+        max_rate: capacity: the log-probability of faster exits is minus infinity. By default ten jumps in the
             median interval, beyond which its ends say nothing of the rates.
         method: how the exponentials are taken, see :mod:`sojourn.ops.transition_probability`.
         vjp: ``False`` for forward-mode differentiation.

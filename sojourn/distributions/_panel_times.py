@@ -18,7 +18,7 @@ __all__ = ["OBSTYPES", "Schedule", "default_max_rate", "moves", "read_times", "s
 OBSTYPES = {1: "snapshot", 2: "exact transition time", 3: "exact time of entry"}
 """How a state was observed, in the numbering of R's ``msm`` (Jackson 2011, *J. Stat. Software* 38(8), section 1.3)."""
 
-_JUMPS_AT_CAPACITY = 20.0
+_JUMPS_AT_CAPACITY = 10.0
 """Mean number of jumps within a typical interval, beyond which its ends say nothing of the rates."""
 
 
@@ -100,7 +100,7 @@ def _merge(steps: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def default_max_rate(steps: np.ndarray, within: np.ndarray) -> float:
-    """An exit rate that makes twenty jumps in the median interval."""
+    """An exit rate that makes ten jumps in the median interval."""
     return _JUMPS_AT_CAPACITY / float(np.median(steps[within]))
 
 

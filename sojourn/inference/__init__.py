@@ -20,11 +20,13 @@ from sojourn.inference._token_walk import TokenWalk
 from sojourn.inference._underdamped import UnderdampedLangevin
 from sojourn.inference._variational import Variational
 from sojourn.inference._whole_data import whole_data
+from sojourn.inference.amortized import AmortizedJumpProcess, amortized_jump_process
 
 __all__ = [
     "MALT",
     "MCLMC",
     "AdjustedMCLMC",
+    "AmortizedJumpProcess",
     "BlockedGibbs",
     "ConditionalSMC",
     "ParticleGibbs",
@@ -38,6 +40,7 @@ __all__ = [
     "TokenWalk",
     "UnderdampedLangevin",
     "Variational",
+    "amortized_jump_process",
     "calibrate",
     "decode_paths",
     "fit",

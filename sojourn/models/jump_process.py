@@ -31,7 +31,7 @@ returns a rate matrix: the builders :func:`free`, :func:`masked`, :func:`reversi
 **Priors** are LogNormal(-1, 1.5) in the data's own time unit: the geometric mean of a typical interval and a typical
 length of a series, the middle of the range of rates that such data can tell.
 
-**Rates faster than** ``max_rate`` (twenty jumps in the median interval) have probability zero: the ends of an interval
+**Rates faster than** ``max_rate`` (ten jumps in the median interval) have probability zero: the ends of an interval
 say nothing of them.
 
 **Hidden states have no names.** As in :mod:`sojourn.models.hidden_markov`: ordered levels keep one labelling, for other

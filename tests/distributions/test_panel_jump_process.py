@@ -262,9 +262,9 @@ def test_intervals_that_differ_by_rounding_are_one():
 
 
 def test_default_capacity():
-    assert panel().max_rate == pytest.approx(20.0 / np.median(np.diff(TIMES)))
+    assert panel().max_rate == pytest.approx(10.0 / np.median(np.diff(TIMES)))
     lone = panel(lengths=[2, 1, 1, 1])  # padding is no interval
-    assert lone.max_rate == pytest.approx(20.0 / 0.5)
+    assert lone.max_rate == pytest.approx(10.0 / 0.5)
 
 
 # -------------------------------------------------------------------------------------------------- bad arguments
