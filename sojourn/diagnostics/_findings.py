@@ -14,7 +14,7 @@ from sojourn.diagnostics._names import entry_name
 from sojourn.diagnostics._verdict import Finding, number_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import xarray as xr
 
@@ -26,6 +26,8 @@ KHAT = 0.7
 SWITCHED = 0.01
 PATH_UPDATE = 0.2
 STEP_BIAS = 0.05
+WARM_SHIFT = 0.25
+WARM_RATIO = 1.25
 
 
 def ranked(array: xr.DataArray) -> xr.DataArray:
@@ -106,11 +108,11 @@ def mixing(posterior: xr.Dataset, varying: xr.Dataset, chains: int, draws: int) 
     return findings
 
 
-def _extreme(values: xr.Dataset, largest: bool) -> tuple[float, str]:
+def _extreme(values: Mapping[Any, xr.DataArray], largest: bool) -> tuple[float, str]:
     """The largest or smallest entry that is not NaN, and its place."""
     sign = 1.0 if largest else -1.0
     best, where = -math.inf, ""
-    for name, array in values.data_vars.items():
+    for name, array in values.items():
         flat = sign * np.ravel(array.values)
         if np.isnan(flat).all():
             continue
@@ -167,6 +169,36 @@ def step_bias(bias: float, seen: float, where: str) -> Finding:
     )
     place = where if where else f"shifts below {number_text(seen)} would go unseen"
     return Finding("step_bias", bias, STEP_BIAS, ok, place, "" if ok else advice)
+
+
+def warm_start(warm: xr.Dataset, posterior: xr.Dataset, varying: xr.Dataset) -> list[Finding]:
+    """How far the approximation that a fit started from was from the posterior, margin by margin."""
+    shifts, ratios = {}, []
+    for name in (name for name in warm.data_vars if name in posterior and bool(varying[name].any())):
+        entries = varying[name]
+        exact = posterior[name].transpose("chain", "draw", *entries.dims).values
+        exact = exact.reshape(-1, *entries.shape).astype(float)
+        rough = warm[name].transpose("warm_draw", *entries.dims).values.astype(float)
+        if (exact > 0).all() and (rough > 0).all():
+            exact, rough = np.log(exact), np.log(rough)
+        # Quantiles: the logarithm of a probability near zero has a tail that would drown a standard deviation.
+        (low, middle, high), (low_of, middle_of, high_of) = (
+            np.quantile(x, [0.16, 0.5, 0.84], axis=0) for x in (exact, rough)
+        )
+        with np.errstate(all="ignore"):
+            shift = 2.0 * np.abs(middle_of - middle) / (high - low)
+            ratio = (high_of - low_of) / (high - low)
+        usable = entries.values & np.isfinite(shift + ratio)
+        shifts[name] = entries.copy(data=np.where(usable, shift, np.nan))
+        ratios += np.ravel(ratio)[np.ravel(usable)].tolist()
+    if not ratios:
+        return []
+    value, place = _extreme(shifts, largest=True)
+    least, most = min(ratios), max(ratios)
+    close = value < WARM_SHIFT and least > 1 / WARM_RATIO and most < WARM_RATIO
+    reading = "its margins agree with this posterior" if close else "not to be used in place of this fit"
+    where = f"at {place}; ratios of sd {least:.2g} to {most:.2g}: {reading}"
+    return [Finding("warm_start", value, WARM_SHIFT, True, where, "")]
 
 
 def _path_update(moved: xr.DataArray) -> Finding:

@@ -48,6 +48,7 @@ _READING = {
     "khat": ("k-hat of the guide's importance weights", "<"),
     "label_switching": ("fraction of draws with switched labels", "<"),
     "modes": ("groups of chains in different modes", "="),
+    "warm_start": ("shift of the warm start from this posterior, in standard deviations", "vs"),
 }
 
 

@@ -42,6 +42,12 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     - `modes`: number of groups of chains that sit in different modes, beyond a permutation of labels, which
       must be one; see `sojourn.diagnostics._modes.groups_of_chains`. `sample_stats["lp"]` is one of the
       scalars compared.
+    - `warm_start`: for fits that were started from an approximate posterior, the largest distance of its medians from
+      those of this posterior, in standard deviations of this posterior (positive variables by their logarithms), and
+      the range of the ratios of its standard deviations to this posterior's; a standard deviation here is half the
+      distance between the quantiles at 16 and 84 %. It says whether the margins of the approximation could have been
+      used in place of this fit (less than 0.25 away, ratios between 0.8 and 1.25), and nothing against the fit: it is
+      always `ok`.
 
     Args:
         fit: An ArviZ container (`arviz.InferenceData` or `xarray.DataTree`).
@@ -89,6 +95,9 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
             whole = reorder(whole, dim, found.permutations)
     if chains > 1 and engine != "svi":
         findings.append(_findings.modes(whole, varying, lp))
+    warm = _arviz.group(fit, "warm_start")
+    if warm is not None:
+        findings += _findings.warm_start(warm, ranked, varying)
     findings = _findings.name_the_cause(findings)
     count = f"{chains} chain{'s' * (chains > 1)} of {draws} draws"
     return Check(tuple(findings), f"{engine}, {count}" if engine else count)

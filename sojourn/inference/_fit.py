@@ -43,6 +43,7 @@ from sojourn.inference._stochastic_gradient import StochasticGradientLangevin
 from sojourn.inference._structure import check_scans
 from sojourn.inference._underdamped import UnderdampedLangevin
 from sojourn.inference._variational import Variational
+from sojourn.inference._warm_start import WarmStart, read_warm_start, refuse_warm_start, start_kernel
 from sojourn.inference._whole_data import whole_data
 
 __all__ = ["ENGINES", "Engine", "fit", "is_gradient_kernel", "resolve_engine"]
@@ -90,6 +91,7 @@ def fit(
     progress_bar: bool = True,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    warm_start: Any = None,
     **kwargs: Any,
 ) -> Any:
     """Fit a NumPyro model to data.
@@ -121,6 +123,13 @@ def fit(
         progress_bar: show progress.
         dims: names of the axes of a variable, where the model does not tell them.
         coords: labels along named axes.
+        warm_start: an approximate posterior to start from: a mapping from names of latent sites to distributions of
+            their shapes, such as ``{"rate": dist.LogNormal(m, s)}``; an object with a method ``warm_start(trace)``
+            that makes one for the model of that trace; or an earlier fit, ``warm_start=fit``. Chains start at draws
+            from independent Gaussians with its means and 1.5 times its standard deviations on the unconstrained
+            scale, the mass matrix of HMC, NUTS, MALT and UnderdampedLangevin at its variances, and the first restart
+            of variational inference at its means and standard deviations; from there they adapt as ever. Sites that
+            it leaves out start as they would without it.
         **kwargs: keyword arguments of the model.
 
     Returns:
@@ -129,20 +138,24 @@ def fit(
         * ``posterior``: latent and deterministic sites;
         * ``sample_stats``: statistics of the sampler under ArviZ's names, ``lp`` always among them; for
           variational inference ``elbo`` (restart, step) and ``log_importance_ratio`` (log p - log q a draw);
-        * ``log_likelihood``: pointwise; for a series whose hidden path is integrated out these are the terms
+        * ``log_likelihood``: pointwise (this and the next two only where they would hold less than 2e8 numbers); for a series whose hidden path is integrated out these are the terms
           log p(y_t | y_<t). NaN where nothing was observed;
         * ``posterior_predictive``: replicated data, given the latent values of each draw;
         * ``predictions``: for the same series one-step-ahead draws of y_t given y_<t;
-        * ``observed_data``, and ``constant_data`` for the other array arguments.
+        * ``observed_data``, and ``constant_data`` for the other array arguments;
+        * ``warm_start``: draws of the approximate posterior (``warm_draw``), where there was one;
+          :func:`sojourn.check` says how far it was from the posterior.
 
         Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions; for samplers
-        without a Metropolis test ``step_bias``, from a rerun at half the step that :func:`sojourn.check` reads.
+        without a Metropolis test ``step_bias``, from a rerun at half the step that :func:`sojourn.check` reads;
+        ``warm_start``, the type of what the fit was started from.
 
     Raises:
         ValueError: an unknown engine; data that are empty or outside the support of their law (NaN counts as
             missing); a discrete latent site under an engine that needs gradients, a density without gradient or with
-            another's (``stop_gradient``); nothing to fit.
-        TypeError: the model is no function.
+            another's (``stop_gradient``); nothing to fit; a ``warm_start`` of other sites, shapes or supports than
+            the model's, or under an engine that cannot start from one.
+        TypeError: the model is no function; ``warm_start`` is no approximate posterior.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, sojourn as sj
@@ -185,6 +198,7 @@ def fit(
         trace = trace_model(whole, bare_args, bare_kwargs, key=key_check)
     check_latents(trace)
     check_data(trace)
+    warm = None if warm_start is None else read_warm_start(warm_start, trace)
     if follows_gradient:
         follower = "variational inference" if runs_itself else engine_name
         check_gradient_engine(trace, follower)
@@ -198,14 +212,17 @@ def fit(
 
     stat_dims: dict[str, list[str]] = {}
     if kernel is None:
-        run = engine_of.run(
-            model, bare_args, bare_kwargs, num_samples=num_samples, key=key_run, progress_bar=progress_bar
-        )
+        options = {"num_samples": num_samples, "key": key_run, "progress_bar": progress_bar}
+        if warm is not None:
+            if isinstance(engine_of, ScoreAscent):
+                refuse_warm_start("ScoreAscent")
+            options["warm_start"] = warm
+        run = engine_of.run(model, bare_args, bare_kwargs, **options)
         draws, stats, attrs = run.draws, run.stats, run.attrs
     else:
         if isinstance(kernel, GradientKernel):
             kernel.gradient_checked = True
-        settings = num_warmup, num_samples, num_chains, key_run, progress_bar
+        settings = num_warmup, num_samples, num_chains, key_run, progress_bar, warm
         try:
             draws, stats, stat_dims, attrs = _run_mcmc(kernel, bare_args, bare_kwargs, *settings)
         except RuntimeError as error:
@@ -218,6 +235,8 @@ def fit(
         attrs["engine_choice"] = choice
     if summed_out:
         attrs["summed_out"] = ", ".join(summed_out)
+    if warm is not None:
+        attrs["warm_start"] = warm.source
     seconds = time.perf_counter() - started
 
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
@@ -241,6 +260,8 @@ def fit(
     groups = _groups(marginal, names, draws, stats, evaluation)
     if constant:
         groups["constant_data"] = names.dataset(constant, lead=())
+    if warm is not None:
+        groups["warm_start"] = names.dataset(warm.draws, lead=("warm_draw",))
     return container(groups, attrs)
 
 
@@ -283,7 +304,10 @@ def _run_mcmc(
     num_chains: int,
     key: jax.Array,
     progress_bar: bool,
+    warm: WarmStart | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]], dict[str, Any]]:
+    if warm is not None:
+        start_kernel(kernel, warm)
     chain_method = _chain_method(kernel, num_chains)
     if isinstance(kernel, ParticleGibbs):
         kernel.shows_vectorized = chain_method == "vectorized"
@@ -361,12 +385,13 @@ def _groups(
     groups = {
         "posterior": names.dataset(draws),
         "sample_stats": sample_stats,
-        "log_likelihood": names.dataset(hide(evaluation.log_likelihood, 2), dims=pointwise),
-        "posterior_predictive": names.dataset(hide(evaluation.replicated, 2)),
         "observed_data": names.dataset(
             hide({n: np.asarray(s["value"]) for n, s in observed.items()}, 0), lead=()
         ),
     }
+    if evaluation.log_likelihood:  # else they would be too large
+        groups["log_likelihood"] = names.dataset(hide(evaluation.log_likelihood, 2), dims=pointwise)
+        groups["posterior_predictive"] = names.dataset(hide(evaluation.replicated, 2))
     if evaluation.one_step_ahead:
         groups["predictions"] = names.dataset(hide(evaluation.one_step_ahead, 2))
     return groups

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from sojourn._contract import trace_model
 from sojourn.inference._initial import init_to_hint
 from sojourn.inference._predictive import in_batches, site_log_prob
+from sojourn.inference._warm_start import WarmStart, start_guide
 
 __all__ = ["Variational"]
 
@@ -52,7 +53,9 @@ class Variational:
             or ``AutoNormal``.
         num_restarts: optimisations side by side from different starts. The first begins at the model's hints,
             the others up to 2 away on the unconstrained scale (automatic guides; a guide function starts
-            from its own initial values under different random keys).
+            from its own initial values under different random keys). With ``sj.fit(..., warm_start=...)`` the
+            first begins there instead, and the others, as they are, guard against a wrong one; one will do where
+            that is trusted.
         num_particles: draws of the guide for one estimate of the ELBO.
         step_size: Adam's first step size.
         block_size, max_steps, tolerance: of the rule above.
@@ -106,6 +109,7 @@ class Variational:
         num_samples: int,
         key: Array,
         progress_bar: bool = True,
+        warm_start: WarmStart | None = None,
     ) -> _Run:
         """Optimise, then draw from the guide. Called by ``sj.fit``."""
         import optax  # half of what `import sojourn` would add to `import numpyro`
@@ -115,6 +119,11 @@ class Variational:
         svi = SVI(model, guide, optax_to_numpyro(optimiser), Trace_ELBO(num_particles=self.num_particles))
         key_init, key_shift, key_draw = jax.random.split(key, 3)
         states = self._start(svi, args, kwargs, key_init, key_shift, automatic)
+        if warm_start is not None:
+            first = jax.tree.map(lambda x: x[0], svi.optim.get_params(states.optim_state))
+            warm = svi.optim.init(start_guide(first, guide, warm_start))
+            optim_state = jax.tree.map(lambda all, one: all.at[0].set(one), states.optim_state, warm)
+            states = states._replace(optim_state=optim_state)
 
         @jax.jit
         def block(states: SVIState, size: Array) -> tuple[SVIState, Array]:

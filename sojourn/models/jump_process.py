@@ -314,8 +314,10 @@ def model(
         group=process.group,
         max_rate=clock.max_rate,
         method=method,
+        validate_args=False,  # a draw of the prior may lie beyond the capacity, where it is impossible, not wrong
     )
     if path:
+        numpyro.factor("capacity", jnp.where(law._within_capacity(), 0.0, -jnp.inf))
         observed = observed_steps(None, mask, lengths, clock.shape, event)
         if observed is None and y is not None and is_missing(y) is not None:
             observed = jnp.ones(clock.shape, bool)
@@ -439,6 +441,7 @@ def panel(
         censored=censored,
         max_rate=clock.max_rate,
         method=method,
+        validate_args=False,  # as in `model`
     )
     dims = ["series", "time"] if clock.several else ["time"]
     return numpyro.sample(name, law, obs=y, infer={"event_dims": dims, "event_coords": clock.coords()})

@@ -315,7 +315,7 @@ def transition_probabilities(
             max_rate = max(float(exit_rates(rate_matrix).max()), 1e-30)
         intervals = plan(intervals, max_rate)
     if method == "uniformization":
-        return _poisson_sum(rate_matrix, intervals)  # type: ignore[arg-type]
+        return _poisson_sum(rate_matrix, intervals)
     times = jnp.asarray(getattr(intervals, "intervals", intervals), rate_matrix.dtype)
     batch = jnp.broadcast_shapes(rate_matrix.shape[:-2], times.shape[:-1])
     each = _ONE_BY_ONE[method]

@@ -231,3 +231,15 @@ def test_masked_nan_of_a_plain_model():
 def test_x64_is_left_alone(nuts_fit):
     assert not jax.config.jax_enable_x64
     assert group(nuts_fit, "posterior")["rate"].dtype == np.float32
+
+
+def test_groups_that_would_be_too_large_are_left_out(monkeypatch):
+    monkeypatch.setattr("sojourn.inference._predictive._MOST", 50 * 8 - 1)
+    with pytest.warns(UserWarning, match="are left out of the fit"):
+        fit = sj.fit(normal_mean, np.zeros(8), **SHORT)
+    assert _arviz.group(fit, "log_likelihood") is None
+    assert _arviz.group(fit, "posterior_predictive") is None
+    assert group(fit, "posterior")["mu"].shape == (1, 50)
+    assert np.isfinite(group(fit, "sample_stats")["lp"]).all()
+    monkeypatch.setattr("sojourn.inference._predictive._MOST", 50 * 8)
+    assert group(sj.fit(normal_mean, np.zeros(8), **SHORT), "log_likelihood")["y"].shape == (1, 50, 8)
