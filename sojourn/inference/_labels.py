@@ -52,9 +52,12 @@ class Labels:
         self.sizes: dict[str, int] = {k: len(v) for k, v in self.coords.items()}
         self._taken = set(shapes)
         self.dims: dict[str, list[str]] = {}
+        told = dict(dims or {})
+        for site in trace.values():
+            for name, known in (site.get("infer") or {}).get("dims_of", {}).items():
+                told.setdefault(name, known)
         for name, shape in shapes.items():
-            site = trace.get(name, {})
-            known = list((dims or {}).get(name, site_dims(site)))
+            known = list(told.get(name, site_dims(trace.get(name, {}))))
             self.dims[name] = self.fit(name, known, shape)
         for name in shapes:
             for dim, labels in trace.get(name, {}).get("infer", {}).get("event_coords", {}).items():

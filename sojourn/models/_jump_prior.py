@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from sojourn.models._rate_matrices import adjacency_of, masked
 from sojourn.models._rate_matrices import reversible as reversible_matrix
-from sojourn.ops.rate_matrix import check_rate_matrix, generator, off_diagonal, stationary
+from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, generator, off_diagonal, stationary
 
 __all__ = ["Rates", "default_rate_prior", "first_state", "move_names", "sample_rates", "state_names"]
 
@@ -30,7 +30,7 @@ class Rates(NamedTuple):
     group: np.ndarray | None
     """``(N,)`` or ``(N, L - 1)``; ``None`` where one matrix holds everywhere."""
     baseline: Array
-    """``(K, K)``: with covariates zero, of a typical subject."""
+    """``(K, K)``: with covariates zero, of a typical series."""
 
 
 def state_names(states: Sequence[str] | None, num_states: int) -> list[str]:
@@ -78,6 +78,8 @@ def sample_rates(
         num_series: ``N``; ``None`` for a single series.
         num_steps: observations a series, where covariates vary in time.
     """
+    if not time_unit > 0:
+        raise ValueError(f"`time_unit` must be positive, not {time_unit!r}.")
     baseline, graph = _baseline(num_states, rates, prior, time_unit, names, start)
     with (
         numpyro.plate("state", num_states, dim=-2),
@@ -154,13 +156,13 @@ def _patterns(covariates, hierarchical, num_series, num_steps) -> tuple[np.ndarr
     if isinstance(covariates, jax.core.Tracer):
         raise ValueError("`covariates` must be known when the model is compiled.")
     values = np.asarray(covariates, float)
-    wanted = [(*lead, "P"), (*lead, num_steps, "P")]
-    if values.ndim not in (len(lead) + 1, len(lead) + 2) or values.shape[: len(lead)] != lead:
-        raise ValueError(f"`covariates` has shape {values.shape}; it must be {wanted[0]} or {wanted[1]}.")
     varies = values.ndim == len(lead) + 2
+    if values.shape[:-1] not in (lead, (*lead, num_steps)):
+        wanted = (
+            ("P,", f"{num_steps}, P") if num_series is None else (f"{count}, P", f"{count}, {num_steps}, P")
+        )
+        raise ValueError(f"`covariates` has shape {values.shape}; it must be ({wanted[0]}) or ({wanted[1]}).")
     if varies:
-        if values.shape[-2] != num_steps:
-            raise ValueError(f"`covariates` has shape {values.shape}; it must be {wanted[0]} or {wanted[1]}.")
         values = values[..., :-1, :]  # row l holds from observation l to l + 1
     if not np.isfinite(values).all():
         raise ValueError("`covariates` has an entry that is not finite; covariates cannot be missing.")
@@ -184,16 +186,31 @@ def first_state(
             }
             return numpyro.sample("initial", dist.Dirichlet(np.ones(num_states)), infer=infer)
         if initial == "stationary":
+            _refuse_absorbing(rates.baseline, names)
             if rates.group is None or num_series is None:
                 return stationary(rates.matrix if rates.matrix.ndim == 2 else rates.matrix[0])
             begin = rates.group if rates.group.ndim == 1 else rates.group[:, 0]
             return stationary(rates.matrix)[begin]
         raise ValueError(f"`initial` is 'free', 'stationary' or probabilities here, not {initial!r}.")
     probs = jnp.asarray(initial)
-    if probs.shape[-1:] != (num_states,):
-        raise ValueError(f"`initial` has shape {probs.shape}; {num_states} states need (..., {num_states}).")
+    if probs.shape not in ((num_states,), (num_series, num_states)):
+        each = "" if num_series is None else f" or ({num_series}, {num_states})"
+        raise ValueError(
+            f"`initial` has shape {probs.shape}; {num_states} states need ({num_states},){each}."
+        )
     if not isinstance(probs, jax.core.Tracer):
         total = np.asarray(probs).sum(-1)
         if (np.asarray(probs) < 0).any() or (np.abs(total - 1) > 1e-4).any():
             raise ValueError("`initial` must hold probabilities that sum to one.")
     return probs
+
+
+def _refuse_absorbing(rate_matrix: Array, names: Sequence[str]) -> None:
+    if isinstance(rate_matrix, jax.core.Tracer):
+        return
+    stuck = np.flatnonzero(np.asarray(exit_rates(rate_matrix)) == 0)
+    if len(stuck):
+        raise ValueError(
+            f"State {names[stuck[0]]} is absorbing: a process at rest is there for ever, and initial='stationary' "
+            "would have it start there. Use initial='free' or probabilities."
+        )

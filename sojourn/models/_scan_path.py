@@ -86,7 +86,7 @@ def scan_path(
         )
         probs = jnp.where(t == 0, initial, rows)
         total = probs.sum(-1, keepdims=True)
-        law_of_state = probs / total if densities else probs
+        law_of_state = probs / jnp.where(total > 0, total, 1.0) if densities else probs
 
         def emit():
             if densities:

@@ -178,8 +178,6 @@ class _Times:
         span = float(np.median(steps.sum(1)[within.any(1)]))
         typical = float(np.median(steps[within]))
         self.unit = float(np.sqrt(span * typical)) if time_unit is None else float(time_unit)
-        if not self.unit > 0:
-            raise ValueError(f"`time_unit` must be positive, not {time_unit!r}.")
         self.max_rate = default_max_rate(steps, within) if max_rate is None else float(max_rate)
 
     def coords(self) -> dict[str, Any]:
@@ -324,7 +322,7 @@ def model(
         steps = law.step_matrices()
         densities = obstype is not None
         return scan_path(y, observed, by_state, start, steps, clock.shape, name, densities=densities)
-    infer = {"event_dims": ["time"], "event_coords": clock.coords()}
+    infer = {"event_dims": ["time"], "event_coords": {**clock.coords(), **_state_coords(names)}}
     if not clock.several:
         return numpyro.sample(name, law, obs=y, infer=infer)
     with numpyro.plate("series", clock.num_series, dim=-1):
@@ -335,6 +333,11 @@ def _check_states(num_states: Any, states: Sequence[str] | None) -> list[str]:
     if not isinstance(num_states, int | np.integer) or num_states < 2:
         raise ValueError(f"`num_states` must be a whole number of at least two, not {num_states!r}.")
     return state_names(states, int(num_states))
+
+
+def _state_coords(names: list[str]) -> dict[str, list[str]]:
+    """Labels of the axes of ``rate_matrix``, a deterministic site that cannot carry them itself."""
+    return {"state": names, "next_state": names}
 
 
 def _sees_states(emission: dist.Distribution, num_states: int) -> bool:
@@ -444,7 +447,8 @@ def panel(
         validate_args=False,  # as in `model`
     )
     dims = ["series", "time"] if clock.several else ["time"]
-    return numpyro.sample(name, law, obs=y, infer={"event_dims": dims, "event_coords": clock.coords()})
+    infer = {"event_dims": dims, "event_coords": {**clock.coords(), **_state_coords(names)}}
+    return numpyro.sample(name, law, obs=y, infer=infer)
 
 
 def _check_labels(
@@ -712,7 +716,8 @@ def complete(
         raise ValueError("`covariates` of complete paths do not vary in time: (N, P).")
     matrix = process.matrix if process.group is None else process.matrix[process.group]
     law = MarkovJumpPath(matrix, first, duration, max_jumps=max_jumps)
-    infer = {"event_dims": ["visit", "entry"], "event_coords": {"entry": ["time", "state"]}}
+    coords = {"entry": ["time", "state"], **_state_coords(names)}
+    infer = {"event_dims": ["visit", "entry"], "event_coords": coords}
     with numpyro.plate("series", count, dim=-1):
         return numpyro.sample(name, law, obs=None if observed is None else jnp.asarray(observed), infer=infer)
 

@@ -318,8 +318,22 @@ def _sample_tilt(
 
 
 def _named(observables: Sequence[str] | None) -> dict[str, Any]:
-    labels = {} if observables is None else {"event_coords": {"observable": list(observables)}}
-    return {"event_dims": ["observable"], **labels}
+    coords = {} if observables is None else {d: list(observables) for d in ("observable", "other_observable")}
+    return {"event_dims": ["observable"], "event_coords": coords, "dims_of": _dims()}
+
+
+def _dims(*lead: str, average: str = "average") -> dict[str, list[str]]:
+    """Dimensions of what :func:`_tilted_sites` records."""
+    own = {
+        "driven_rate_matrix": ["state", "next_state"],
+        "stationary": ["state"],
+        "free_energy": [],
+        average: ["observable"],
+        "covariance": ["observable", "other_observable"],
+        "entropy_production": [],
+        "tilt": ["observable"],
+    }
+    return {name: [*lead, *dims] for name, dims in own.items()}
 
 
 def _tilted_sites(tilt: Array, process: Process, average: str = "average") -> tuple[Driven, Array, Array]:
@@ -436,7 +450,15 @@ def _sample_channel(
         preference_prior = preference_prior.expand([2]).to_event(1)
     if activity_prior is None:
         activity_prior = dist.LogNormal(jnp.log(pace), 2.0)
-    labels = {"event_dims": ["excited"], "event_coords": {"excited": list(_CHANNEL_STATES[1:])}}
+    coords = {
+        "excited": list(_CHANNEL_STATES[1:]),
+        "state": list(_CHANNEL_STATES),
+        "next_state": list(_CHANNEL_STATES),
+        "observable": list(_CHANNEL_OBSERVABLES),
+        "other_observable": list(_CHANNEL_OBSERVABLES),
+        "voltage": voltages,
+    }
+    labels = {"event_dims": ["excited"], "event_coords": coords, "dims_of": _dims("voltage", average=average)}
     preference = numpyro.sample("preference", preference_prior, infer={**labels, "init": np.zeros(2)})
     gating_charge = numpyro.sample("gating_charge", gating_charge_prior, infer={"init": 0.0})
     activity = numpyro.sample("activity", activity_prior, infer={"init": pace})
