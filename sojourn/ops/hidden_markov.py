@@ -490,7 +490,7 @@ def sample_paths(
     """Independent draws of the path of states given the series, ``(num_samples, T)`` integers.
 
     Forward filtering, backward sampling (Chib 1996, *J. Econometrics* 75:79): the filter runs once for all
-    draws. Other arguments as in :func:`log_likelihood`. Steps beyond ``length`` hold arbitrary states.
+    draws. Other arguments as in :func:`log_likelihood`. Beyond ``length`` the chain goes on under its own law.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -517,14 +517,10 @@ def sample_paths(
     xs: dict[str, Array] = {"alpha": alpha[:-1], "u": uniforms[:-1]}
     if varies:
         xs["into"] = into
-    if length is not None:
-        xs["inside"] = jnp.arange(1, len(alpha)) < length
 
     def backward(state, x):
         move = x.get("into", into)[state]
         weights = x["alpha"] + move if log_space else x["alpha"] * move
-        if length is not None:
-            weights = jnp.where(x["inside"], weights, x["alpha"][None, :])
         state = draw(weights, x["u"])
         return state, state
 

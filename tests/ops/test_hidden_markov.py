@@ -263,3 +263,16 @@ def test_stationary_law_is_differentiable(x64):
 
     # 0.3 / (p + 0.3)
     assert float(jax.grad(share)(0.1)) == pytest.approx(-0.3 / 0.4**2, abs=1e-12)
+
+
+def test_paths_go_on_beyond_the_end_of_a_series():
+    """The path form of a padded series holds these states: its joint law must be that of the chain."""
+    draws, length = 20_000, 2
+    run = jax.jit(partial(ops.sample_paths, num_samples=draws))
+    paths = np.asarray(run(jax.random.key(0), INITIAL, TRANSITION, emissions(5), length))
+    for t in range(length - 1, 4):
+        for state in range(len(INITIAL)):
+            after = paths[paths[:, t] == state, t + 1]
+            rows = np.bincount(after, minlength=len(INITIAL)) / len(after)
+            error = np.sqrt(TRANSITION[state] * (1 - TRANSITION[state]) / len(after))
+            np.testing.assert_array_less(np.abs(rows - TRANSITION[state]), 4.5 * error + 1e-9)
