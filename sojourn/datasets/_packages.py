@@ -26,7 +26,8 @@ def prothr() -> xr.Dataset:
     """488 patients with cirrhosis of the liver, in a trial of prednisone: normal, low prothrombin, or dead.
 
     Every path is known in full, with the time of each transition to the day, up to death or the end of the
-    follow-up. Row ``k`` of a patient is the ``k``-th state entered; the first is the state at the start and a
+    follow-up. Times of death are exact; changes of prothrombin carry the dates of visits, and cluster at 3, 6, 12, 24
+    and 36 months. Row ``k`` of a patient is the ``k``-th state entered; the first is the state at the start and a
     death is a row, entered at ``duration``. Rows past ``num_visits`` are padding: they repeat the last state and
     are entered at ``duration``, so they are no jump and last no time, and a sum over all rows needs no mask.
 

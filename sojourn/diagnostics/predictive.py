@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MAX_ENTRIES = 2000
+"""Observations that a probability integral transform looks at, at most."""
+
+
 @dataclass(frozen=True)
 class Pit:
     """PIT values of the observed entries of one variable; uniform where the predictions are calibrated.
@@ -66,7 +70,9 @@ def predictive_variables(fit: Any) -> list[str]:
         return []
     names = []
     for name, array in observed.data_vars.items():
-        numeric = array.dtype.kind in "fiub" and array.size > 0
+        numeric = (
+            array.dtype.kind in "fiub" and array.size > 0 and "entry" not in array.dims
+        )  # no path of jumps
         if numeric and np.isfinite(array.values.astype(float)).any() and _draws(fit, name, array) is not None:
             names.append(str(name))
     return names
@@ -91,7 +97,8 @@ def pit(fit: Any, var_name: str, *, seed: int = 0) -> Pit:
     those of `posterior_predictive`. With a `log_likelihood` of the same shape, here log p(y_t | y_<t, draw),
     the draws are weighted by Pareto-smoothed importance sampling so that y_t's own term does not count in its
     prediction (LOO-PIT; Gelfand 1996; Vehtari et al. 2017). Ties, which integer data have, are broken at
-    random (Czado, Gneiting and Held 2009), with a fixed seed.
+    random (Czado, Gneiting and Held 2009), with a fixed seed. Of more than 2000 entries as many are looked at, evenly
+    spread.
 
     Args:
         fit: An ArviZ container with `observed_data` and predictive draws.
@@ -123,12 +130,17 @@ def pit(fit: Any, var_name: str, *, seed: int = 0) -> Pit:
         raise ValueError(f"The fit has no observed variable {var_name!r} with predictive draws of its shape.")
     source, draws = found
     chains, length = draws.sizes["chain"], draws.sizes["draw"]
-    samples = np.asarray(draws.values, dtype=float).reshape(chains * length, -1)
     truth = np.ravel(observed.values).astype(float)
-    kept = np.isfinite(truth) & np.isfinite(samples).all(axis=0)
+    looked_at = np.flatnonzero(np.isfinite(truth))
+    if len(looked_at) > MAX_ENTRIES:
+        looked_at = looked_at[np.linspace(0, len(looked_at) - 1, MAX_ENTRIES).round().astype(int)]
+    truth = truth[looked_at]
+    samples = draws.values.reshape(chains * length, -1)[:, looked_at].astype(float)
+    kept = np.isfinite(samples).all(axis=0)
     weights, high = np.full((1, chains * length), 1.0 / (chains * length)), 0
     log_likelihood = _log_likelihood(fit, var_name, draws)
     if log_likelihood is not None:
+        log_likelihood = log_likelihood[:, looked_at]
         kept &= np.isfinite(log_likelihood).all(axis=0)
     if not kept.any():
         raise ValueError(f"No observed entry of {var_name!r} has finite predictive draws.")

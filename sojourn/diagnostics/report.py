@@ -285,7 +285,7 @@ def _predictive(fit: Any) -> list[tuple[str, str]]:
     bodies = []
     for name, array in draws.data_vars.items():
         truth = observed[name] if observed is not None and name in observed else None
-        if array.dtype.kind not in "fiub" or array.size == 0:
+        if array.dtype.kind not in "fiub" or array.size == 0 or "entry" in array.dims:  # a path of jumps
             continue
         if truth is not None and set(truth.dims) != set(array.dims) - {"chain", "draw"}:
             truth = None
