@@ -9,7 +9,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Amortised rates")  # two patients are fewer than the network was trained on
+@pytest.mark.filterwarnings(
+    "ignore:Amortised rates"
+)  # two patients are fewer than the network was trained on
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_examples_run(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

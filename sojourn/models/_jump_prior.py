@@ -187,10 +187,11 @@ def first_state(
             return numpyro.sample("initial", dist.Dirichlet(np.ones(num_states)), infer=infer)
         if initial == "stationary":
             _refuse_absorbing(rates.baseline, names)
-            if rates.group is None or num_series is None:
-                return stationary(rates.matrix if rates.matrix.ndim == 2 else rates.matrix[0])
-            begin = rates.group if rates.group.ndim == 1 else rates.group[:, 0]
-            return stationary(rates.matrix)[begin]
+            law = stationary(rates.matrix)
+            if rates.group is None:
+                return law
+            by_interval = rates.group.ndim > (num_series is not None)
+            return law[rates.group[..., 0] if by_interval else rates.group]
         raise ValueError(f"`initial` is 'free', 'stationary' or probabilities here, not {initial!r}.")
     probs = jnp.asarray(initial)
     if probs.shape not in ((num_states,), (num_series, num_states)):

@@ -668,7 +668,7 @@ def complete(
         raise ValueError("`duration` must hold one positive, finite time for each path, (N,).")
     count = len(duration)
     observed = None
-    unit = float(np.median(duration))
+    unit = float(np.median(duration)) if time_unit is None else float(time_unit)
     start_rates = None
     if paths is not None:
         observed = np.asarray(_bare(paths), float)
@@ -678,7 +678,8 @@ def complete(
         if ((found < 0) | (found >= num_states) | (found != np.round(found))).any():
             raise ValueError(f"States are integers from 0 to {num_states - 1}; `paths` holds others.")
         jumps = int((np.diff(found, axis=1) != 0).sum(1).max(initial=0))
-        unit = float(duration.sum() / (count + (np.diff(found, axis=1) != 0).sum()))
+        if time_unit is None:
+            unit = float(duration.sum() / (count + (np.diff(found, axis=1) != 0).sum()))
         max_jumps = max(jumps + 10, observed.shape[1] - 1) if max_jumps is None else max_jumps
         extra = max_jumps + 1 - observed.shape[1]
         if extra < 0:
@@ -696,7 +697,7 @@ def complete(
         num_states,
         rates,
         rate_prior,
-        unit if time_unit is None else time_unit,
+        unit,
         names,
         start=start_rates,
         covariates=covariates,
