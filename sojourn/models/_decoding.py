@@ -82,7 +82,7 @@ def decode(
     batch = ["series"] if series.ndim - len(law.event_shape) else []
     path = ["chain", "draw", *batch, "time"]
     coords = _labels(fit, thinned, [*batch, "time"], probability.shape[2:-1])
-    coords["state"] = np.arange(law.num_states)
+    coords["state"] = _state_labels(thinned, law.num_states)
     return xr.Dataset(
         {
             "state_probability": ([*path, "state"], probability),
@@ -250,6 +250,11 @@ def _over_draws(
     run = jax.jit(lambda values, keys: jax.lax.map(lambda x: one(*x), (values, keys), batch_size=64))
     results = [np.asarray(r).reshape((*shape, *r.shape[1:])) for r in run(values, keys)]
     return [*results, posterior]
+
+
+def _state_labels(posterior: Any, num_states: int) -> np.ndarray:
+    known = posterior.coords.get("state")
+    return np.arange(num_states) if known is None or len(known) != num_states else known.values
 
 
 def _labels(fit: Any, thinned: xr.Dataset, dims: list[str], sizes: tuple[int, ...]) -> dict[str, Any]:

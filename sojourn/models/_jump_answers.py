@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.stats import poisson
 
-from sojourn.models._decoding import _bare, _labels, _law_of_series, _over_draws
+from sojourn.models._decoding import _bare, _labels, _law_of_series, _over_draws, _state_labels
 from sojourn.ops import jump_path, transition_probability
 from sojourn.ops import rate_matrix as ops
 from sojourn.ops.rate_matrix import check_rate_matrix
@@ -461,8 +461,3 @@ def sample_paths(
 
 def _law(model, args, kwargs, values, key):
     return _law_of_series(model, args, kwargs, values, key, method="sample_jump_path")
-
-
-def _state_labels(posterior: Any, num_states: int) -> np.ndarray:
-    known = posterior.coords.get("state")
-    return np.arange(num_states) if known is None or len(known) != num_states else known.values

@@ -307,3 +307,13 @@ def test_models_without_a_jump_process_are_refused(fit):
         mjp.sample_paths(fit, mjp.panel, SEEN, TIMES, at=[1.0], num_draws=51, **KWARGS)
     with pytest.raises(ValueError, match="observes no series with hidden states to decode"):
         mjp.decode(fit, mjp.panel, SEEN, TIMES, **KWARGS)
+
+
+def test_decoded_states_keep_their_names(fit):
+    """The same rates, seen through a confusion matrix: labels are mostly right, and so is what is decoded."""
+    confusion = np.array([[0.99, 0.01], [0.01, 0.99]])
+    seen = {"confusion": confusion, "initial": [0.5, 0.5], **KWARGS}
+    states = mjp.decode(fit, mjp.misclassified, SEEN, TIMES, num_draws=3, **seen)
+    assert states["state"].values.tolist() == ["shut", "open"]
+    given = np.asarray(SEEN) == 1
+    assert ((states["state_probability"].sel(state="open") > 0.5).values == given).mean() > 0.8
