@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import pytest
 
@@ -11,3 +13,11 @@ def x64():
     """Double precision for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_dropped():
+    """After each file: XLA maps memory for every program, and the kernel allows a process 65530 maps."""
+    yield
+    jax.clear_caches()
+    gc.collect()
