@@ -517,16 +517,33 @@ def sample_paths(
     xs: dict[str, Array] = {"alpha": alpha[:-1], "u": uniforms[:-1]}
     if varies:
         xs["into"] = into
+    if length is not None:
+        xs["inside"] = jnp.arange(1, len(alpha)) < length
 
     def backward(state, x):
         move = x.get("into", into)[state]
         weights = x["alpha"] + move if log_space else x["alpha"] * move
+        if length is not None:  # what follows the end says nothing of what precedes it
+            weights = jnp.where(x["inside"], weights, x["alpha"][None, :])
         state = draw(weights, x["u"])
         return state, state
 
     end = draw(jnp.broadcast_to(alpha[-1], (num_samples, states)), uniforms[-1])
     _, path = lax.scan(backward, end, xs, reverse=True)
-    return jnp.concatenate([path, end[None]]).T
+    path = jnp.concatenate([path, end[None]])
+    if length is None:
+        return path.T
+    onward = _log(transition) if log_space else transition
+
+    def forward(state, x):
+        state = jnp.where(x["inside"], x["state"], draw(x.get("move", onward)[state], x["u"]))
+        return state, state
+
+    xs = {"state": path[1:], "u": uniforms[1:], "inside": xs["inside"]}
+    if varies:
+        xs["move"] = onward
+    _, rest = lax.scan(forward, path[0], xs)
+    return jnp.concatenate([path[:1], rest]).T
 
 
 def stationary(transition: ArrayLike) -> Array:
