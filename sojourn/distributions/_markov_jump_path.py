@@ -13,12 +13,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
-from scipy.stats import poisson
 
 from sojourn.distributions._hidden_markov import _concrete, _draw
-from sojourn.distributions._panel_jump_process import _log
 from sojourn.ops import jump_path
+from sojourn.ops.hidden_markov import _log
 from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, off_diagonal
+from sojourn.ops.transition_probability import most_events
 
 __all__ = ["MarkovJumpPath", "stack_paths"]
 
@@ -97,9 +97,7 @@ class MarkovJumpPath(dist.Distribution):
         rates, duration = _concrete(self.rate_matrix), _concrete(self.duration)
         if rates is None or duration is None:
             raise ValueError("`max_jumps` is needed: with traced rates nobody knows how long a path can get.")
-        return (
-            int(poisson.isf(1e-6, max(float(np.asarray(exit_rates(rates)).max() * duration.max()), 1e-8))) + 1
-        )
+        return most_events(float(np.asarray(exit_rates(rates)).max() * duration.max()), 1e-6) + 1
 
     @property
     def num_states(self) -> int:

@@ -24,8 +24,9 @@ from sojourn.distributions._panel_times import (
     schedule,
 )
 from sojourn.ops import jump_path, panel_filter
+from sojourn.ops.hidden_markov import _log
 from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, off_diagonal
-from sojourn.ops.transition_probability import METHODS, Method
+from sojourn.ops.transition_probability import METHODS, Method, within_capacity
 
 __all__ = ["HiddenJumpProcess", "PanelJumpProcess", "plain"]
 
@@ -142,7 +143,7 @@ class _JumpProcess(dist.Distribution):
     def _within_capacity(self) -> Array:
         if self.method != "uniformization":
             return jnp.ones((), bool)
-        return exit_rates(self.rate_matrix).max() <= self.max_rate
+        return within_capacity(self.rate_matrix, self._schedule.plan).all()
 
     def _chain(self, emission: Any, snapshots: bool = False) -> HiddenMarkov:
         """The same law as a hidden Markov chain with one matrix for each step."""
@@ -615,10 +616,6 @@ class PanelJumpProcess(_JumpProcess):
         """At every time a draw of the state given those before, of the shape of the panel."""
         predicted = self._predicted(self._as_chain(value), jnp.zeros(self.event_shape))
         return _draw(predicted, jax.random.uniform(key, predicted.shape[:-1]))
-
-
-def _log(probs: Array) -> Array:
-    return jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1.0)), -jnp.inf)
 
 
 class _States(constraints.Constraint):

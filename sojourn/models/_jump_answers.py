@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.stats import poisson
 
 from sojourn.models._decoding import _bare, _labels, _law_of_series, _over_draws, _state_labels
 from sojourn.ops import jump_path, transition_probability
@@ -286,7 +285,7 @@ def simulate(
     count = int(np.prod(lead, dtype=int))
     if max_jumps is None:
         fastest = float(np.asarray(ops.exit_rates(values)).max())
-        max_jumps = int(poisson.isf(1e-6, max(fastest * duration, 1e-8))) + 1
+        max_jumps = transition_probability.most_events(fastest * duration, 1e-6) + 1
     keys = jax.random.split(jax.random.key(seed), (count, 2))
 
     @jax.jit
@@ -440,7 +439,7 @@ def sample_paths(
         return (_law(model, arrays, kwargs, values, key)[0].max_events(),)
 
     heaviest, _ = _over_draws(fit, load, num_draws, seed)
-    num_events = int(poisson.isf(1e-9, max(float(heaviest.max()), 1e-6))) + 1
+    num_events = transition_probability.most_events(float(heaviest.max()), 1e-9) + 1
 
     def one(values, key):
         law, series = _law(model, arrays, kwargs, values, key)

@@ -32,8 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
-from scipy.special import gammaln, xlogy
-from scipy.stats import poisson
+from scipy.special import gammainc, gammaln, xlogy
 
 from sojourn.ops.rate_matrix import exit_rates, stationary
 
@@ -42,6 +41,7 @@ __all__ = [
     "Method",
     "Plan",
     "log_poisson",
+    "most_events",
     "plan",
     "powers",
     "transition_probabilities",
@@ -109,10 +109,20 @@ def plan(intervals: ArrayLike, max_rate: float) -> Plan:
     per_sum = float((load / 2.0**rounds).max(initial=0.0))
     # A relative error of the order of rounding: probabilities far below that are as good as zero.
     tail = float(jnp.finfo(jnp.result_type(float)).eps) / 4.0
-    enough = np.arange(int(per_sum + 12.0 * np.sqrt(per_sum) + 40.0))
-    terms = int(np.argmax(poisson.sf(enough, per_sum) < tail)) + 1
+    terms = most_events(per_sum, tail) + 1
     rank = np.argsort(order, -1)
     return Plan(times, order, rank, terms, squarings, float(max_rate))
+
+
+def most_events(mean: float, tail: float) -> int:
+    """The smallest number that a Poisson variable exceeds with a probability below ``tail``.
+
+    Example:
+        >>> most_events(3.0, 1e-6)
+        14
+    """
+    enough = np.arange(int(mean + 12.0 * np.sqrt(mean) + 40.0))
+    return int(np.argmax(gammainc(enough + 1.0, mean) < tail))  # (scipy.stats costs a second to import)
 
 
 def within_capacity(rate_matrix: Array, plan: Plan) -> Array:
