@@ -16,6 +16,7 @@ from numpyro.distributions.util import validate_sample
 
 from sojourn.distributions._missing import log_prob_observed, series_support
 from sojourn.ops import hidden_markov as ops
+from sojourn.ops.hidden_markov import _draw
 
 __all__ = ["HiddenMarkov"]
 
@@ -393,13 +394,6 @@ def _concrete(x: Array | None) -> np.ndarray | None:
 
 def _with(fn: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     return lambda *args: fn(*args, **kwargs)
-
-
-def _draw(probs: Array, uniforms: Array) -> Array:
-    """Index drawn from ``probs`` ``(..., K)`` by inversion of ``uniforms`` ``(...)``."""
-    cumulative = jnp.cumsum(probs, -1)
-    index = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
-    return jnp.minimum(index, probs.shape[-1] - 1)
 
 
 def _walk(start: Array, transition: Array, uniforms: Array) -> Array:

@@ -115,6 +115,13 @@ def _cumulative(weights: Array) -> Array:
     return weights
 
 
+def _draw(probs: Array, uniforms: Array) -> Array:
+    """Index drawn from ``probs`` ``(..., K)`` by inversion of ``uniforms`` ``(...)``."""
+    cumulative = jnp.cumsum(probs, -1)
+    index = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
+    return jnp.minimum(index, probs.shape[-1] - 1)
+
+
 def _predict(initial: Array, transition: Array, alpha: Array) -> Array:
     """Laws of the states given the past alone, from the filtered laws."""
     if transition.ndim == 2:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from sojourn.ops.hidden_markov import _draw
 from sojourn.ops.rate_matrix import exit_rates, off_diagonal
 from sojourn.ops.transition_probability import log_poisson, powers, uniformized
 
@@ -55,13 +56,6 @@ def state_at(entry_time: ArrayLike, state: ArrayLike, times: ArrayLike) -> Array
     return jnp.asarray(state)[jnp.maximum(position, 0)]
 
 
-def _pick(weights: Array, uniform: Array) -> Array:
-    """Index drawn with probabilities proportional to ``weights`` ``(..., K)``."""
-    cumulative = jnp.cumsum(weights, -1)
-    index = (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1)
-    return jnp.minimum(index, weights.shape[-1] - 1)
-
-
 def simulate(
     key: Array, rate_matrix: ArrayLike, start: ArrayLike, duration: ArrayLike, *, max_jumps: int
 ) -> tuple[Array, Array, Array]:
@@ -90,7 +84,7 @@ def simulate(
         exit_rate = exits[state]
         time = jnp.where(exit_rate > 0, time + wait / jnp.where(exit_rate > 0, exit_rate, 1.0), jnp.inf)
         happens = time < duration
-        after = jnp.where(happens, _pick(jumps[state], uniform), state)
+        after = jnp.where(happens, _draw(jumps[state], uniform), state)
         return (time, after), (jnp.minimum(time, duration), after, happens)
 
     start = jnp.asarray(start)
@@ -143,13 +137,13 @@ def bridge(
 
     to_end = jnp.moveaxis(stack[:, :, end], -1, 0) if shared else stack[row, :, :, end]  # (M, n, K)
     weights = jnp.exp(log_poisson(rate * interval, num_events + 1)) * to_end[row, :, start]
-    number = _pick(weights, jax.random.uniform(key_number, start.shape, rate_matrix.dtype))
+    number = _draw(weights, jax.random.uniform(key_number, start.shape, rate_matrix.dtype))
 
     def event(state, x):
         j, uniform = x
         left = jnp.maximum(number - j, 0)
         out = chain[state] if shared else chain[row, state]
-        after = _pick(out * to_end[row, left], uniform)
+        after = _draw(out * to_end[row, left], uniform)
         after = jnp.where(j <= number, after, state)
         return after, after
 

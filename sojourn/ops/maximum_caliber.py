@@ -1,28 +1,6 @@
-r"""Maximum caliber: a Markov jump process tilted by what is known of its long-run averages.
+r"""Markov jump processes tilted by averages: the functions behind :mod:`sojourn.models.maximum_caliber`.
 
-A path of duration ``T`` has time averages :math:`a_k = A_k / T` of
-
-* *dwell observables* ``f_k(i)``, collected at a rate while in state ``i``: an occupation, a current, a charge;
-* *jump observables* ``g_k(i, j)``, collected at a jump from ``i`` to ``j``: a count, a displacement, an entropy flow.
-
-Of all processes with given averages, the one of least relative entropy to a reference ``W`` (of maximum caliber,
-Jaynes 1980, *Annu. Rev. Phys. Chem.* 31:579) weighs paths by :math:`e^{\lambda \cdot A}`, with one Lagrange multiplier
-for each average, here the ``tilt``. All of it follows from one matrix,
-
-.. math::
-    L_{ij} = W_{ij} \, e^{\sum_k \lambda_k g_k(i, j)} , \qquad L_{ii} = W_{ii} + \sum_k \lambda_k f_k(i) ,
-
-its dominant eigenvalue :math:`\psi(\lambda)`, the process free energy, and the vectors that go with it: averages are
-the gradient of the free energy, fluctuations and responses its Hessian, arbitrarily far from equilibrium
-(Rogers, Beck and Rempe 2011, *J. Stat. Phys.* 145:385), and the rates of the process that has these averages are the
-Doob transform (Chetrite and Touchette 2015, *Ann. Henri Poincare* 16:2005).
-
-**Shapes and units.** ``tilt`` is ``(..., A)``; ``rate_matrix``, the reference, ``(..., K, K)`` with rows that sum to
-zero, row = from, irreducible; ``dwell`` ``(..., A, K)``; ``jump`` ``(..., A, K, K)``, its diagonal unused. Leading axes
-are batches, and either kind of observable may be left out (an observable can have a part of each kind). The tilt
-of a dwell observable is in units of ``1 / (f x time)``, that of a jump observable of ``1 / g``.
-
-Everything is differentiable. Bad input is refused with a ``ValueError`` unless it is traced.
+Notation, shapes, units and sources are those of that module's text.
 """
 
 from __future__ import annotations
