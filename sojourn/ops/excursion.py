@@ -1,0 +1,273 @@
+r"""How long a stationary Gaussian process stays above or below a level: the independent-interval law.
+
+At an up-crossing of level ``u`` (in standard deviations) the process is, from then on, the Slepian process
+:math:`u\,r(t) - r'(t) R / \sqrt{\lambda_2} + \Delta(t)`, with ``R`` a Rayleigh variable and ``Delta`` Gaussian
+(Leadbetter, Lindgren and Rootzen, 1983, chapter 10). Its mean sign is matched to that of a process that switches after
+independent intervals (Bengtsson and Podgorski, 2024, arXiv:2401.01805; for ``u`` other than zero the idea of
+arXiv:2410.06000). At level zero that gives the law of McFadden (1958), Majumdar et al. and Derrida et al. (1996).
+
+With :math:`E = -r' / \sqrt{\lambda_2 (1 - r^2)}` and :math:`f_Y = -E'`, the density ``f`` and the survival ``S``
+of an interval at level zero solve
+
+.. math:: f = f_Y / 2 + (f_Y / 2) * f, \qquad S = E + (f_Y / 2) * S .
+
+At level ``u`` let :math:`P_\pm(t)` be the probability to be above the level a time ``t`` after an up- or a
+down-crossing. Above and below it the intervals solve
+
+.. math::
+    f_+ = -P_+' + P_-' * f_+, \quad S_+ = (P_+ - P_-) + P_-' * S_+, \qquad
+    f_- = P_-' - P_+' * f_-, \quad S_- = (P_+ - P_-) - P_+' * S_- .
+
+Times are laid on a grid in units of the mean interval, so that the resolution does not depend on the
+hyper-parameters and the result is smooth in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.stats import norm
+from jax.typing import ArrayLike
+
+from sojourn.ops import renewal
+
+__all__ = ["ExcursionGrid", "clipped_slepian", "exponent", "mean_sign", "solve", "solve_level"]
+
+
+class ExcursionGrid(NamedTuple):
+    """The law of an interval on a uniform grid from zero; beyond it the hazard is that of the last point."""
+
+    step: Array
+    """``()``: distance between the points, in units of time."""
+    density: Array
+    """``(n + 1,)``: ``f``, per unit of time. Negative somewhere where no law of independent intervals exists."""
+    survival: Array
+    """``(n + 1,)``: ``S = P(T > t)``."""
+    integral: Array
+    """``(n + 1,)``: ``H``, the integral of ``S`` from zero; in units of time."""
+    mean: Array
+    """``()``: mean of an interval, exactly Rice's."""
+    kernel: Array
+    """``(n + 1,)``: the density whose sign tells whether the law surely exists (``f_Y`` at level zero)."""
+
+
+def mean_sign(covariance: Any, t: Array) -> tuple[Array, Array]:
+    """``E(t)``, the mean sign of the process a time ``t`` after an up-crossing of zero, and ``f_Y = -E'``.
+
+    Args:
+        covariance: a :class:`~sojourn.ops.covariance.Covariance` with scalar hyper-parameters.
+        t: ``(n,)`` times from zero on, in units of time.
+
+    Returns:
+        Two arrays ``(n,)``; the second per unit of time.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sojourn.ops.covariance import Diffusion
+        >>> t = jnp.array([1.0, 2.0])
+        >>> e, _ = mean_sign(Diffusion(2.0), t)
+        >>> bool(jnp.allclose(e, 1 / jnp.cosh(t / 2), atol=1e-6))
+        True
+    """
+    # f_Y loses eps / t^2 to cancellation; below `near` both go on along a line.
+    near = covariance.mean_interval() * (2e-4 if t.dtype == jnp.float64 else 2e-2)
+    sign, decrease = _mean_sign(
+        covariance, jnp.concatenate([jnp.stack([near, 2 * near]), jnp.maximum(t, near)])
+    )
+    slope = (decrease[1] - decrease[0]) / near
+    early = near - t
+    line = decrease[0] - early * slope
+    start = sign[0] + early * (decrease[0] - 0.5 * slope * early)
+    is_early = t < near
+    return (
+        jnp.where(is_early, jnp.where(t <= 0, 1.0, start), sign[2:]),
+        jnp.where(is_early, line, decrease[2:]),
+    )
+
+
+def _mean_sign(covariance: Any, t: Array) -> tuple[Array, Array]:
+    """The same, at times far enough from zero."""
+    rest, first, second = covariance.derivatives(t)
+    root = jnp.sqrt(covariance.second_spectral_moment())
+    inverse = lax.rsqrt(rest * (2 - rest))
+    sign = first * inverse / -root
+    return sign, (second / root + root * (1 - rest) * sign**2) * inverse
+
+
+def solve(covariance: Any, num_steps: int = 512, horizon: float = 8.0) -> ExcursionGrid:
+    """The law of the intervals between zero crossings.
+
+    Args:
+        covariance: with scalar hyper-parameters.
+        num_steps: of the grid, even. With 512, log-densities are good to 1e-6 where the process is smooth.
+        horizon: length of the grid in mean intervals. The survival there is about 1e-4; much beyond 12 it drowns in
+            rounding.
+
+    Example:
+        >>> from sojourn.ops.covariance import SquaredExponential
+        >>> law = solve(SquaredExponential(scale=2.0))
+        >>> float(law.mean.round(4)), law.density.shape
+        (6.2832, (513,))
+    """
+    mean = covariance.mean_interval()
+    step = mean * (horizon / num_steps)
+    # As `mean_sign`, whose line is needed at zero alone here: less to compile.
+    near = mean * 2e-4 if step.dtype == jnp.float64 else step
+    points = step * jnp.arange(1, num_steps + 1)
+    sign, decrease = _mean_sign(covariance, jnp.concatenate([jnp.stack([near, 2 * near]), points]))
+    sign = jnp.concatenate([jnp.ones_like(sign[:1]), sign[2:]])
+    decrease = jnp.concatenate([2 * decrease[:1] - decrease[1:2], decrease[2:]])
+    both = renewal.solve(jnp.stack([0.5 * decrease, sign]), 0.5 * (1 - sign), damping=1e-6)
+    return ExcursionGrid(
+        step, both[0], both[1], renewal.running_integral(both[1], -both[0], step), mean, decrease
+    )
+
+
+def clipped_slepian(covariance: Any, level: ArrayLike, t: Array) -> tuple[Array, Array, Array, Array]:
+    r"""``P(X(t) > u)`` after an up- and after a down-crossing of ``u``, and how fast they fall and rise.
+
+    With :math:`w = u \sqrt{(1-r)/(1+r)}` and :math:`c = \sqrt{1-E^2}`:
+    :math:`P_\pm = \Phi(-w/c) \pm E e^{-w^2/2} \Phi(\pm wE/c)`.
+
+    Args:
+        covariance: with scalar hyper-parameters.
+        level: ``u``, in standard deviations of the process.
+        t: ``(n,)`` times from zero on.
+
+    Returns:
+        :math:`P_+`, :math:`P_-`, :math:`-P_+'` and :math:`P_-'`, ``(n,)`` each.
+
+    Example:
+        Long after a crossing it is forgotten:
+
+        >>> import jax.numpy as jnp
+        >>> from sojourn.ops.covariance import SquaredExponential
+        >>> up, down, _, _ = clipped_slepian(SquaredExponential(), 1.0, jnp.array([0.0, 20.0]))
+        >>> up.round(3).tolist(), down.round(3).tolist()
+        ([1.0, 0.15...], [0.0, 0.15...])
+    """
+    level = jnp.asarray(level, t.dtype)
+    sign, decrease = mean_sign(covariance, t)
+    at_start = t <= 0
+    rest = covariance.derivatives(jnp.where(at_start, 1.0, t))[0]
+    ratio = jnp.where(at_start, 0.0, rest / (2 - rest))
+    w = level * jnp.sqrt(jnp.where(at_start, 1.0, ratio)) * ~at_start
+    spread = jnp.sqrt(jnp.where(at_start, 1.0, (1 - sign) * (1 + sign)))
+    z, above = w / spread, w * sign / spread
+    damped = jnp.exp(-0.5 * w**2)
+    w_slope = 0.5 * level * (1 + ratio) * jnp.sqrt(covariance.second_spectral_moment()) * sign
+    common = damped * (decrease + w * sign * w_slope)
+    # At zero the spread vanishes, so the second term does; z tends to a constant there, which only `common` = 0 hides.
+    drift = jnp.where(at_start, 0.0, spread * norm.pdf(z) * w_slope)
+    return (
+        jnp.where(at_start, 1.0, norm.cdf(-z) + sign * damped * norm.cdf(above)),
+        jnp.where(at_start, 0.0, norm.cdf(-z) - sign * damped * norm.cdf(-above)),
+        common * norm.cdf(above) + drift,
+        common * norm.cdf(-above) - drift,
+    )
+
+
+def level_means(covariance: Any, level: ArrayLike) -> tuple[Array, Array]:
+    """Mean time above and below a level, from Rice's formula; in units of time."""
+    level = jnp.asarray(level, float)
+    pair = 2 * covariance.mean_interval() * jnp.exp(0.5 * level**2)
+    return pair * norm.sf(level), pair * norm.cdf(level)
+
+
+def solve_level(
+    covariance: Any, level: ArrayLike, above: bool, num_steps: int = 512, horizon: float = 8.0
+) -> ExcursionGrid:
+    """The law of the time spent above, or below, a level at one go.
+
+    Args:
+        covariance: with scalar hyper-parameters.
+        level: in standard deviations of the process.
+        above: which side.
+        num_steps: of the grid, even.
+        horizon: length of the grid, in mean intervals of this side or at level zero, whichever is shorter: past a few
+            of the latter the hazard is constant.
+
+    Example:
+        >>> from sojourn.ops.covariance import SquaredExponential
+        >>> law = solve_level(SquaredExponential(), 1.0, above=True)
+        >>> float(law.mean.round(4))
+        1.6436
+    """
+    means = level_means(covariance, level)
+    mean = means[0 if above else 1]
+    step = jnp.minimum(mean, covariance.mean_interval()) * (horizon / num_steps)
+    up, down, falling, rising = clipped_slepian(covariance, level, step * jnp.arange(num_steps + 1))
+    if above:
+        source, kernel, measure = falling, rising, down
+    else:
+        source, kernel, measure = rising, falling, 1 - up
+    falls = mean <= covariance.mean_interval()
+    both = renewal.solve(jnp.stack([source, up - down]), measure, damping=jnp.where(falls, 1e-6, 1e-11))
+    integral = renewal.running_integral(both[1], -both[0], step)
+    return ExcursionGrid(step, both[0], both[1], integral, mean, jnp.minimum(kernel, source))
+
+
+def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True) -> Array:
+    r"""Persistency exponent: the rate ``theta`` at which ``P(T > t)`` falls at long times.
+
+    The root of :math:`\theta \int_0^\infty e^{\theta t} E(t)\,dt = 1` at level zero, and at others of
+    :math:`\int_0^\infty e^{\theta t} P_-'(t)\,dt = 1` (above; with :math:`-P_+'` below). One Newton step, the only one
+    that is differentiated, carries the gradient (implicit differentiation).
+
+    Args:
+        covariance: with scalar hyper-parameters.
+        level: in standard deviations; ``None`` for zero.
+        above: which side of the level.
+
+    Returns:
+        ``()``, per unit of time; NaN where the covariance falls like a power and there is no exponent.
+
+    Example:
+        >>> import jax
+        >>> from sojourn.ops.covariance import Diffusion
+        >>> float(jax.jit(exponent)(Diffusion(2.0)).round(4))  # 3/16 exactly (Poplavskyi and Schehr, 2018)
+        0.1862
+    """
+    num_steps, horizon = 2048, 40.0
+    mean = covariance.mean_interval()
+    step = mean * (horizon / num_steps)
+    t = step * jnp.arange(num_steps + 1)
+    sign, decrease = mean_sign(covariance, t)
+    # The sum stops where E underflows; from there on both E and what is integrated fall at the same rate.
+    seen = sign > (1e-280 if t.dtype == jnp.float64 else 1e-30)
+    last = jnp.sum(seen) - 1
+    decay = decrease[last] / sign[last]
+    kernel = sign if level is None else clipped_slepian(covariance, level, t)[3 if above else 2]
+    kernel = jnp.where(seen, kernel, 0.0)
+
+    def excess(theta: Array, t: Array, kernel: Array, decay: Array, step: Array) -> Array:
+        grown = jnp.where(seen, jnp.exp(theta * jnp.where(seen, t, 0.0)) * kernel, 0.0)
+        total = step * (jnp.sum(grown) + _gregory(grown)) + grown[last] / (decay - theta)
+        return (theta * total if level is None else total) - 1
+
+    at = (t, kernel, decay, step)
+    held = lax.stop_gradient(at)
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        beyond = excess(middle, *held) > 0
+        return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
+
+    ceiling = jnp.minimum(held[2] * (1 - 1e-9), 20 / lax.stop_gradient(mean))
+    low, high = lax.fori_loop(0, 32, halve, (jnp.zeros_like(ceiling), ceiling))
+    theta = 0.5 * (low + high)
+    slope = jax.grad(excess)(theta, *held)
+    theta = theta - excess(theta, *at) / slope
+    # Under a power law the decay of E falls on and on, like 1 / t.
+    halfway = last // 2
+    power_law = decay < 0.75 * decrease[halfway] / sign[halfway]
+    return jnp.where(power_law | (high >= ceiling), jnp.nan, theta)
+
+
+def _gregory(values: Array) -> Array:
+    """What the trapezoidal sum with full end weights lacks at the left end (Gregory, third order)."""
+    return -5 / 8 * values[0] + 1 / 6 * values[1] - 1 / 24 * values[2]
