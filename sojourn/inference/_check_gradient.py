@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend import core
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.infer.util import potential_energy
@@ -129,30 +130,32 @@ def _changes(
     potential: Callable[[Position], Array], position: Position
 ) -> dict[str, tuple[Array, Array, Array]]:
     """By site and step length: U(z + d) - U(z), and the integral of the gradient by a fine and by a coarse rule."""
+    flat, unravel = ravel_pytree(position)
+    names = sorted(position)  # the order of a flattened dictionary
+    sizes = np.array([np.size(position[name]) for name in names])
+    site_of = np.repeat(np.arange(len(sizes)), sizes)
+    signs = [
+        jax.random.rademacher(jax.random.key(n), (size,), flat.dtype) / np.sqrt(max(size, 1))
+        for n, size in enumerate(sizes)
+    ]
+    directions = jnp.concatenate(signs)
+    rules = [np.polynomial.legendre.leggauss(order) for order in (_FINE, _COARSE)]
+    fractions = np.concatenate([[0.0, 1.0], *(0.5 * (nodes + 1.0) for nodes, _ in rules)])
 
-    def along(name: str, scale: Array, direction: Array) -> tuple[Array, Array, Array]:
-        def at(t: Array) -> Array:
-            return potential({**position, name: position[name] + t * scale * direction})
+    # All points of all sites through one program: the density and its gradient are compiled once.
+    def at(point: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        site, scale, fraction = point
+        step = jnp.where(site_of == site, scale * directions, 0.0)
+        value, slope = jax.value_and_grad(lambda z: potential(unravel(z)))(flat + fraction * step)
+        return value, slope @ step
 
-        def integral(order: int) -> Array:
-            nodes, weights = np.polynomial.legendre.leggauss(order)
-            slopes = jax.lax.map(jax.grad(at), jnp.asarray(0.5 * (nodes + 1.0), direction.dtype))
-            return 0.5 * jnp.sum(slopes * jnp.asarray(weights, direction.dtype))
-
-        return (
-            at(jnp.ones((), direction.dtype)) - at(jnp.zeros((), direction.dtype)),
-            integral(_FINE),
-            integral(_COARSE),
-        )
-
-    result = {}
-    for n, (name, value) in enumerate(position.items()):
-        value = jnp.asarray(value)
-        direction = jax.random.rademacher(jax.random.key(n), value.shape, value.dtype)
-        direction = direction / np.sqrt(max(value.size, 1))
-        scales = jnp.asarray(_SCALES, value.dtype)
-        result[name] = jax.lax.map(lambda s, name=name, d=direction: along(name, s, d), scales)
-    return result
+    grid = np.meshgrid(np.arange(len(sizes)), _SCALES, fractions, indexing="ij")
+    points = tuple(jnp.asarray(g.ravel(), int if n == 0 else flat.dtype) for n, g in enumerate(grid))
+    value, slope = (x.reshape(grid[0].shape) for x in jax.lax.map(at, points))
+    fine = 0.5 * slope[..., 2 : 2 + _FINE] @ jnp.asarray(rules[0][1], flat.dtype)
+    coarse = 0.5 * slope[..., 2 + _FINE :] @ jnp.asarray(rules[1][1], flat.dtype)
+    change = value[..., 1] - value[..., 0]
+    return {name: (change[n], fine[n], coarse[n]) for n, name in enumerate(names)}
 
 
 def _compare(

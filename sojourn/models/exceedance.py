@@ -167,7 +167,7 @@ def _tell(process: Covariance, level: Any, sides: list[str]) -> None:
         law = _law(process, level, side)
         with numpyro.plate("sensor", law.batch_shape[0]) if law.batch_shape else contextlib.nullcontext():
             name = "persistency_exponent" + ("" if level is None else f"_{side}")
-            numpyro.deterministic(name, law.persistency_exponent())
+            numpyro.deterministic(name, law.tail_rate())
             if not isinstance(process, _PROVEN):
                 numpyro.deterministic("iia_valid" + ("" if level is None else f"_{side}"), law.is_valid())
 

@@ -24,6 +24,7 @@ hyper-parameters and the result is smooth in them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,8 @@ class ExcursionGrid(NamedTuple):
     """``()``: mean of an interval, exactly Rice's."""
     kernel: Array
     """``(n + 1,)``: the density whose sign tells whether the law surely exists (``f_Y`` at level zero)."""
+    exponential_tail: Array
+    """``()`` boolean: whether the hazard has settled, so that the last one is the persistency exponent (to 1e-6)."""
 
 
 def mean_sign(covariance: Any, t: Array) -> tuple[Array, Array]:
@@ -121,9 +124,16 @@ def solve(covariance: Any, num_steps: int = 512, horizon: float = 8.0) -> Excurs
     sign = jnp.concatenate([jnp.ones_like(sign[:1]), sign[2:]])
     decrease = jnp.concatenate([2 * decrease[:1] - decrease[1:2], decrease[2:]])
     both = renewal.solve(jnp.stack([0.5 * decrease, sign]), 0.5 * (1 - sign), damping=1e-6)
+    integral = renewal.running_integral(both[1], -both[0], step)
     return ExcursionGrid(
-        step, both[0], both[1], renewal.running_integral(both[1], -both[0], step), mean, decrease
+        step, both[0], both[1], integral, mean, decrease, ~_power_law(sign, decrease, num_steps)
     )
+
+
+def _power_law(sign: Array, decrease: Array, last: ArrayLike) -> Array:
+    """Whether ``E`` falls like a power at grid point ``last``: its own hazard then goes on falling, like ``1 / t``."""
+    halfway = last // 2
+    return decrease[last] * sign[halfway] < 0.75 * decrease[halfway] * sign[last]
 
 
 def clipped_slepian(covariance: Any, level: ArrayLike, t: Array) -> tuple[Array, Array, Array, Array]:
@@ -199,7 +209,8 @@ def solve_level(
     means = level_means(covariance, level)
     mean = means[0 if above else 1]
     step = jnp.minimum(mean, covariance.mean_interval()) * (horizon / num_steps)
-    up, down, falling, rising = clipped_slepian(covariance, level, step * jnp.arange(num_steps + 1))
+    t = step * jnp.arange(num_steps + 1)
+    up, down, falling, rising = clipped_slepian(covariance, level, t)
     if above:
         source, kernel, measure = falling, rising, down
     else:
@@ -207,15 +218,17 @@ def solve_level(
     falls = mean <= covariance.mean_interval()
     both = renewal.solve(jnp.stack([source, up - down]), measure, damping=jnp.where(falls, 1e-6, 1e-11))
     integral = renewal.running_integral(both[1], -both[0], step)
-    return ExcursionGrid(step, both[0], both[1], integral, mean, jnp.minimum(kernel, source))
+    sign, decrease = mean_sign(covariance, jnp.stack([t[num_steps // 2], t[num_steps]]))
+    settled = ~_power_law(sign, decrease, 1) & (kernel[num_steps] >= 0)
+    return ExcursionGrid(step, both[0], both[1], integral, mean, jnp.minimum(kernel, source), settled)
 
 
 def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True) -> Array:
     r"""Persistency exponent: the rate ``theta`` at which ``P(T > t)`` falls at long times.
 
     The root of :math:`\theta \int_0^\infty e^{\theta t} E(t)\,dt = 1` at level zero, and at others of
-    :math:`\int_0^\infty e^{\theta t} P_-'(t)\,dt = 1` (above; with :math:`-P_+'` below). One Newton step, the only one
-    that is differentiated, carries the gradient (implicit differentiation).
+    :math:`\int_0^\infty e^{\theta t} P_-'(t)\,dt = 1` (above; with :math:`-P_+'` below). Differentiated
+    implicitly.
 
     Args:
         covariance: with scalar hyper-parameters.
@@ -231,7 +244,7 @@ def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True
         >>> float(jax.jit(exponent)(Diffusion(2.0)).round(4))  # 3/16 exactly (Poplavskyi and Schehr, 2018)
         0.1862
     """
-    num_steps, horizon = 2048, 40.0
+    num_steps, horizon = 4096, 40.0
     mean = covariance.mean_interval()
     step = mean * (horizon / num_steps)
     t = step * jnp.arange(num_steps + 1)
@@ -243,29 +256,41 @@ def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True
     kernel = sign if level is None else clipped_slepian(covariance, level, t)[3 if above else 2]
     kernel = jnp.where(seen, kernel, 0.0)
 
-    def excess(theta: Array, t: Array, kernel: Array, decay: Array, step: Array) -> Array:
-        grown = jnp.where(seen, jnp.exp(theta * jnp.where(seen, t, 0.0)) * kernel, 0.0)
-        total = step * (jnp.sum(grown) + _gregory(grown)) + grown[last] / (decay - theta)
-        return (theta * total if level is None else total) - 1
+    theta = _root(jnp.where(seen, t, 0.0), kernel, decay, step, last, level is None)
+    broken = _power_law(sign, decrease, last) | (theta >= decay * (1 - 1e-6))
+    return jnp.where(broken, jnp.nan, theta)
 
-    at = (t, kernel, decay, step)
-    held = lax.stop_gradient(at)
+
+def _excess(
+    theta: Array, t: Array, kernel: Array, decay: Array, step: Array, last: Array, at_zero: bool
+) -> Array:
+    grown = jnp.exp(theta * t) * kernel
+    total = step * (jnp.sum(grown) + _gregory(grown)) + grown[last] / (decay - theta)
+    return (theta * total if at_zero else total) - 1
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _root(t: Array, kernel: Array, decay: Array, step: Array, last: Array, at_zero: bool) -> Array:
+    """Where the excess, which grows with ``theta``, is zero; below ``decay``."""
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
-        beyond = excess(middle, *held) > 0
+        beyond = _excess(middle, t, kernel, decay, step, last, at_zero) > 0
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
-    ceiling = jnp.minimum(held[2] * (1 - 1e-9), 20 / lax.stop_gradient(mean))
-    low, high = lax.fori_loop(0, 32, halve, (jnp.zeros_like(ceiling), ceiling))
-    theta = 0.5 * (low + high)
-    slope = jax.grad(excess)(theta, *held)
-    theta = theta - excess(theta, *at) / slope
-    # Under a power law the decay of E falls on and on, like 1 / t.
-    halfway = last // 2
-    power_law = decay < 0.75 * decrease[halfway] / sign[halfway]
-    return jnp.where(power_law | (high >= ceiling), jnp.nan, theta)
+    ceiling = jnp.minimum(decay, 800 / t[last])  # theta is at most about 1.2 in mean intervals
+    low, high = lax.fori_loop(0, 52, halve, (jnp.zeros_like(ceiling), ceiling))
+    return 0.5 * (low + high)
+
+
+@_root.defjvp
+def _root_jvp(at_zero: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    *smooth, last = primals
+    theta = _root(*primals, at_zero)
+    _, moved = jax.jvp(lambda *args: _excess(theta, *args, last, at_zero), smooth, tangents[:4])
+    slope = jax.grad(_excess)(theta, *primals, at_zero)
+    return theta, -moved / slope
 
 
 def _gregory(values: Array) -> Array:

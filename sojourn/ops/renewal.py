@@ -123,7 +123,7 @@ def cubic(values: Array, row: ArrayLike, position: Array) -> Array:
         Interpolated values, of the shape of ``position``.
     """
     last = values.shape[-1] - 1
-    left = jnp.clip(jnp.floor(position).astype(int), 1, last - 2)
+    left = jnp.clip(position.astype(int), 1, last - 2)
     u = position - left
     before, here, there, beyond = (values[row, left + k] for k in (-1, 0, 1, 2))
     outer = (u + 1) * u * (u - 1) / 6 * beyond - u * (u - 1) * (u - 2) / 6 * before
