@@ -169,7 +169,10 @@ class _Interval(dist.Distribution):
 
     def _tail_rate(self) -> Array:
         """``(rows,)``: the hazard at the end of the grid, in its units, which is that of all longer times."""
-        return self._grid.density[:, -1] / self._grid.survival[:, -1]
+        density, survival = self._grid.density[:, -1], self._grid.survival[:, -1]
+        # Where the law does not exist either may be negative, and times beyond the grid would grow likelier.
+        proper = (density > 0) & (survival > 0)
+        return jnp.where(proper, density / jnp.where(proper, survival, 1.0), 1 / self._grid.mean)
 
     def _place(self, t: Array, row: Array) -> tuple[Array, Array]:
         """Where times lie on the grid, and how many decay times beyond its end."""

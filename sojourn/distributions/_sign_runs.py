@@ -202,7 +202,8 @@ def _merge(law: _Interval, opposite: _Interval | None, step: Array) -> tuple[Arr
     fallen = 1 - grid.survival
     seen = fallen - unseen
     joined = jax.vmap(renewal.convolve)(fallen, between)
-    runs = jax.vmap(lambda source, measure: renewal.solve(source, measure, 1e-6))(seen, joined)
+    damping = 1e-6 if t.dtype == jnp.float64 else 3e-2
+    runs = jax.vmap(lambda source, measure: renewal.solve(source, measure, damping))(seen, joined)
     extra_mass = (1 - unseen[:, -1:]) * between[:, -1:] / (1 - between[:, -1:])
     still = extra_mass - (runs - seen)
     pieces = 0.5 * width * (still[:, 1:] + still[:, :-1])

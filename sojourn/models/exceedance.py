@@ -182,8 +182,9 @@ class _Pieces(NamedTuple):
     sensor: np.ndarray | None
     lower: np.ndarray | None
 
-    def of(self, chosen: np.ndarray) -> _Pieces:
-        return _Pieces(*(None if x is None else x[chosen] for x in self))
+    def of(self, chosen: Any) -> _Pieces:
+        take = jnp.asarray if isinstance(chosen, Array) else np.asarray
+        return _Pieces(*(None if x is None else take(x)[chosen] for x in self))  # type: ignore[arg-type]
 
 
 def _read(

@@ -444,7 +444,8 @@ def batch_shape(covariance: Covariance) -> tuple[int, ...]:
 def flatten(covariance: Covariance, shape: tuple[int, ...]) -> Any:
     """Hyper-parameters broadcast to ``shape`` and laid out along one leading axis, for ``vmap``."""
 
-    def lay_out(leaf: Array) -> Array:
+    def lay_out(leaf: ArrayLike) -> Array:
+        leaf = jnp.asarray(leaf)  # a number, in a family of one's own
         own = leaf.shape[len(shape) :] if leaf.ndim > len(shape) else ()
         return jnp.broadcast_to(leaf, (*shape, *own)).reshape(-1, *own)
 

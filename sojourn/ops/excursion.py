@@ -123,17 +123,22 @@ def solve(covariance: Any, num_steps: int = 512, horizon: float = 8.0) -> Excurs
     sign, decrease = _mean_sign(covariance, jnp.concatenate([jnp.stack([near, 2 * near]), points]))
     sign = jnp.concatenate([jnp.ones_like(sign[:1]), sign[2:]])
     decrease = jnp.concatenate([2 * decrease[:1] - decrease[1:2], decrease[2:]])
-    both = renewal.solve(jnp.stack([0.5 * decrease, sign]), 0.5 * (1 - sign), damping=1e-6)
+    both = renewal.solve(jnp.stack([0.5 * decrease, sign]), 0.5 * (1 - sign), _damping(step.dtype, True))
     integral = renewal.running_integral(both[1], -both[0], step)
-    return ExcursionGrid(
-        step, both[0], both[1], integral, mean, decrease, ~_power_law(sign, decrease, num_steps)
-    )
+    settled = ~_power_law(sign[num_steps // 4], sign[num_steps // 2], sign[num_steps])
+    return ExcursionGrid(step, both[0], both[1], integral, mean, decrease, settled)
 
 
-def _power_law(sign: Array, decrease: Array, last: ArrayLike) -> Array:
-    """Whether ``E`` falls like a power at grid point ``last``: its own hazard then goes on falling, like ``1 / t``."""
-    halfway = last // 2
-    return decrease[last] * sign[halfway] < 0.75 * decrease[halfway] * sign[last]
+def _damping(dtype: Any, falls: ArrayLike) -> Array:
+    """For :func:`sojourn.ops.renewal.solve`: what falls to 1e-4 over the grid may wrap around and must not be rounded."""
+    light, heavy = (1e-6, 1e-11) if dtype == jnp.float64 else (3e-2, 1e-4)
+    return jnp.where(falls, light, heavy)
+
+
+def _power_law(quarter: Array, half: Array, end: Array) -> Array:
+    """Whether ``E``, given at three times, falls like a power: its rate then halves when the time doubles."""
+    quarter, half, end = (jnp.log(jnp.abs(e)) for e in (quarter, half, end))
+    return half - end < 1.5 * (quarter - half)
 
 
 def clipped_slepian(covariance: Any, level: ArrayLike, t: Array) -> tuple[Array, Array, Array, Array]:
@@ -216,10 +221,10 @@ def solve_level(
     else:
         source, kernel, measure = rising, falling, 1 - up
     falls = mean <= covariance.mean_interval()
-    both = renewal.solve(jnp.stack([source, up - down]), measure, damping=jnp.where(falls, 1e-6, 1e-11))
+    both = renewal.solve(jnp.stack([source, up - down]), measure, _damping(step.dtype, falls))
     integral = renewal.running_integral(both[1], -both[0], step)
-    sign, decrease = mean_sign(covariance, jnp.stack([t[num_steps // 2], t[num_steps]]))
-    settled = ~_power_law(sign, decrease, 1) & (kernel[num_steps] >= 0)
+    sign, _ = _mean_sign(covariance, t[num_steps // 4 :: num_steps // 4])
+    settled = ~_power_law(sign[0], sign[1], sign[3]) & (kernel[num_steps] >= 0)
     return ExcursionGrid(step, both[0], both[1], integral, mean, jnp.minimum(kernel, source), settled)
 
 
@@ -248,16 +253,20 @@ def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True
     mean = covariance.mean_interval()
     step = mean * (horizon / num_steps)
     t = step * jnp.arange(num_steps + 1)
-    sign, decrease = mean_sign(covariance, t)
+    sign, _ = mean_sign(covariance, t)
     # The sum stops where E underflows; from there on both E and what is integrated fall at the same rate.
-    seen = sign > (1e-280 if t.dtype == jnp.float64 else 1e-30)
+    seen = lax.cummin((jnp.abs(sign) > (1e-280 if t.dtype == jnp.float64 else 1e-30)).astype(int)) > 0
     last = jnp.sum(seen) - 1
-    decay = decrease[last] / sign[last]
+    half = last // 2
+    decay = jnp.log(jnp.abs(sign[half] / sign[last])) / (t[last] - t[half])
     kernel = sign if level is None else clipped_slepian(covariance, level, t)[3 if above else 2]
     kernel = jnp.where(seen, kernel, 0.0)
-
-    theta = _root(jnp.where(seen, t, 0.0), kernel, decay, step, last, level is None)
-    broken = _power_law(sign, decrease, last) | (theta >= decay * (1 - 1e-6))
+    # It is 1.0 to 1.5 in intervals of this side; far above, an oscillating covariance has roots that mean nothing.
+    if level is not None:
+        mean = level_means(covariance, level)[0 if above else 1]
+    ceiling = jnp.minimum(decay, 2 / mean)
+    theta = _root(jnp.where(seen, t, 0.0), kernel, decay, step, ceiling, last, level is None)
+    broken = _power_law(sign[half // 2], sign[half], sign[last]) | (theta >= ceiling * (1 - 1e-6))
     return jnp.where(broken, jnp.nan, theta)
 
 
@@ -269,9 +278,11 @@ def _excess(
     return (theta * total if at_zero else total) - 1
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(5,))
-def _root(t: Array, kernel: Array, decay: Array, step: Array, last: Array, at_zero: bool) -> Array:
-    """Where the excess, which grows with ``theta``, is zero; below ``decay``."""
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
+def _root(
+    t: Array, kernel: Array, decay: Array, step: Array, ceiling: Array, last: Array, at_zero: bool
+) -> Array:
+    """Where the excess, which grows with ``theta``, is zero; below ``ceiling``."""
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
@@ -279,17 +290,16 @@ def _root(t: Array, kernel: Array, decay: Array, step: Array, last: Array, at_ze
         beyond = _excess(middle, t, kernel, decay, step, last, at_zero) > 0
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
-    ceiling = jnp.minimum(decay, 800 / t[last])  # theta is at most about 1.2 in mean intervals
     low, high = lax.fori_loop(0, 52, halve, (jnp.zeros_like(ceiling), ceiling))
     return 0.5 * (low + high)
 
 
 @_root.defjvp
 def _root_jvp(at_zero: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    *smooth, last = primals
+    smooth, last = primals[:4], primals[5]
     theta = _root(*primals, at_zero)
     _, moved = jax.jvp(lambda *args: _excess(theta, *args, last, at_zero), smooth, tangents[:4])
-    slope = jax.grad(_excess)(theta, *primals, at_zero)
+    slope = jax.grad(_excess)(theta, *smooth, last, at_zero)
     return theta, -moved / slope
 
 

@@ -112,17 +112,16 @@ def exact(name, x):
             return (y.exp() + (-y).exp()) / 2
 
         root3, root5 = Decimal(3).sqrt(), Decimal(5).sqrt()
+        dimension, alpha, frequency = (Decimal(double) for double in (0.7, 0.4, 1.3))
         r = {
             "Diffusion(2)": lambda: 1 / cosh(x / 2),
-            "Diffusion(0.7)": lambda: (Decimal(0.7) / 2 * -cosh(x / 2).ln()).exp(),
+            "Diffusion(0.7)": lambda: (dimension / 2 * -cosh(x / 2).ln()).exp(),
             "SquaredExponential": lambda: (-x * x / 2).exp(),
             "Matern32": lambda: (1 + root3 * x) * (-root3 * x).exp(),
             "Matern52": lambda: (1 + root5 * x + 5 * x * x / 3) * (-root5 * x).exp(),
             "RandomAcceleration": lambda: (3 * (-x / 2).exp() - (-3 * x / 2).exp()) / 2,
-            "RationalQuadratic(0.4)": lambda: (
-                -Decimal(0.4) * (1 + x * x / (2 * Decimal(0.4))).ln()
-            ).exp(),
-            "DampedCosine(1.3)": lambda: (-x * x / 2).exp() * cos(Decimal(1.3) * x),
+            "RationalQuadratic(0.4)": lambda: (-alpha * (1 + x * x / (2 * alpha)).ln()).exp(),
+            "DampedCosine(1.3)": lambda: (-x * x / 2).exp() * cos(frequency * x),
             "FromFunction": lambda: 1 / cosh(x),
         }[name]()
         return float(1 - r)

@@ -200,9 +200,7 @@ def at(law, t):
     return renewal.cubic(law.density[None], 0, jnp.asarray(t) / law.step)
 
 
-@pytest.mark.parametrize(
-    ("make", "slope"), [(lambda: Diffusion(2.0), 1 / 8), (SquaredExponential, 1 / 4)]
-)
+@pytest.mark.parametrize(("make", "slope"), [(lambda: Diffusion(2.0), 1 / 8), (SquaredExponential, 1 / 4)])
 def test_slope_at_zero_is_the_exact_one(make, slope, x64):
     """``(lam4 / lam2 - lam2) / 8``, with ``lam4`` = 5/16 and 3. At t = 0.01 measured: 0.125007 and 0.249998."""
     found = float(at(solve(make(), 512, 8.0), 0.01)) / 0.01

@@ -182,7 +182,11 @@ def test_gradients(x64):
     [
         (np.ones(10), np.ones(10), r"solve\(\): the grid needs an even number of steps, at least 8; got 9"),
         (np.ones(7), np.ones(7), r"an even number of steps, at least 8; got 6"),
-        (np.ones((2, 9)), np.ones(11), r"`sources` has 9 points a row, `measure` has 11; both lie on one grid"),
+        (
+            np.ones((2, 9)),
+            np.ones(11),
+            r"`sources` has 9 points a row, `measure` has 11; both lie on one grid",
+        ),
     ],
 )
 def test_errors(sources, measure, sentence):
@@ -209,9 +213,7 @@ def test_convolve(x64):
     rng = np.random.default_rng(2)
     values, measure = rng.normal(size=13), np.cumsum(rng.uniform(size=13))
     expected = [
-        sum(
-            (measure[m] - measure[m - 1]) * (values[i - m] + values[i - m + 1]) / 2 for m in range(1, i + 1)
-        )
+        sum((measure[m] - measure[m - 1]) * (values[i - m] + values[i - m + 1]) / 2 for m in range(1, i + 1))
         for i in range(13)
     ]
     np.testing.assert_allclose(convolve(values, measure), expected, atol=1e-12)
