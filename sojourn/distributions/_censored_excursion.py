@@ -115,7 +115,7 @@ class CensoredExcursion(dist.Distribution):
             present = range(len(KINDS))
         self._present = frozenset(present)
         if lower is None and KINDS.index("interval") in self._present:
-            if not isinstance(self.kind, jax.core.Tracer):
+            if among is not None or not isinstance(self.kind, jax.core.Tracer):
                 raise ValueError("CensoredExcursion: kind 'interval' needs `lower`, the lower bounds.")
             self._present = self._present - {KINDS.index("interval")}
         self.lower = None if lower is None else jnp.asarray(lower)
@@ -133,11 +133,15 @@ class CensoredExcursion(dist.Distribution):
         """Log of what each value contributes."""
         law = self.law
         share = jnp.log(law.side_probability)
+        # A bound where there is none may be NaN, which would reach the gradient.
+        lower = (
+            0.0 if self.lower is None else jnp.where(self.kind == KINDS.index("interval"), self.lower, 0.0)
+        )
         parts = {
             "complete": lambda: law.log_prob(value),
             "right": lambda: law.log_reach(value),
             "left": lambda: _log(law.cdf(value)),
-            "interval": lambda: _log(law.cdf(value) - law.cdf(self.lower)),
+            "interval": lambda: _log(law.cdf(value) - law.cdf(lower)),
             "first": lambda: share + law.log_reach(value) - jnp.log(law.mean),
             "empty": lambda: share + _log(law.persistence(value)),
         }

@@ -15,6 +15,7 @@ extrapolation from twice the step takes the error from second to fourth order wh
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -125,9 +126,17 @@ def cubic(values: Array, row: ArrayLike, position: Array) -> Array:
     last = values.shape[-1] - 1
     left = jnp.clip(position.astype(int), 1, last - 2)
     u = position - left
-    before, here, there, beyond = (values[row, left + k] for k in (-1, 0, 1, 2))
-    outer = (u + 1) * u * (u - 1) / 6 * beyond - u * (u - 1) * (u - 2) / 6 * before
-    return outer + (u + 1) * (u - 1) * (u - 2) / 2 * here - (u + 1) * u * (u - 2) / 2 * there
+    around = values[jnp.asarray(row)[..., None], left[..., None] + np.arange(-1, 3)]
+    weights = jnp.stack(
+        [
+            -u * (u - 1) * (u - 2) / 6,
+            (u + 1) * (u - 1) * (u - 2) / 2,
+            -(u + 1) * u * (u - 2) / 2,
+            (u + 1) * u * (u - 1) / 6,
+        ],
+        -1,
+    )
+    return (around * weights).sum(-1)
 
 
 def convolve(values: Array, measure: Array) -> Array:
