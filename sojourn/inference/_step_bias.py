@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
-from scipy import stats
 
 __all__ = ["shift_between", "step_bias"]
 
@@ -62,6 +61,8 @@ def shift_between(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, A
         >>> 0.3 < shift_between({"x": draws[0]}, {"x": draws[1] + 0.5})["step_bias"] < 0.6
         True
     """
+    from scipy import stats  # a second of import time
+
     names, first, second = [], [], []
     for name, value in one.items():
         shape = np.shape(value)

@@ -191,8 +191,9 @@ def test_samples_of_runs(x64):
     draws = np.asarray(sample(law, jax.random.key(9), (n,)))
     assert np.issubdtype(draws.dtype, np.integer)
     assert draws.min() >= 1
-    for column, kind in enumerate(("complete", "first", "first")):
-        expected = n * np.exp(CensoredExcursion(runs(), kind).log_prob(k))
+    probabilities = np.exp(log_prob(CensoredExcursion(runs(), [["complete"], ["first"]]), k))
+    for column, of in enumerate((0, 1, 1)):  # what is left of an excursion, also where no crossing was seen
+        expected = n * probabilities[of]
         expected = np.append(expected, n - expected.sum())
         counts = np.append(
             [(draws[:, column] == length).sum() for length in k], (draws[:, column] > 12).sum()
