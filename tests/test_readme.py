@@ -17,7 +17,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_examples_run(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     block = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[index]
-    # The third asks for double precision, which is not to last.
+    # One of them asks for double precision, which is not to last.
     before = jax.config.read("jax_enable_x64")
     try:
         exec(compile(block.replace("num_simulations=200", "num_simulations=5"), "README.md", "exec"), {})

@@ -397,7 +397,7 @@ class ExcursionTime(_Interval):
         >>> with jax.enable_x64(True):
         ...     gaps = ExcursionTime(covariance.Diffusion(2.0, scale=3.0))
         ...     print(f"{gaps.mean:.4f} {gaps.survival(40.0):.4f} {gaps.persistency_exponent():.6f}")
-        18.8496 0.1004 0.062070
+        18.8496 0.0998 0.062070
     """
 
     pytree_data_fields = ("covariance", "_grid", "_unit", "_row")
@@ -458,7 +458,7 @@ class LevelExcursionTime(_Interval):
         >>> with jax.enable_x64(True):
         ...     spells = LevelExcursionTime(covariance.SquaredExponential(), 1.0, "above")
         ...     print(f"{spells.mean:.4f} {spells.opposite.mean:.4f} {spells.persistency_exponent():.4f}")
-        1.6436 8.7159 0.7801
+        1.6435 8.7157 0.9424
     """
 
     pytree_data_fields = ("covariance", "level", "_grid", "_unit", "_row")
@@ -481,7 +481,8 @@ class LevelExcursionTime(_Interval):
             raise ValueError(f"LevelExcursionTime: `side` must be 'above' or 'below'; got {side!r}.")
         self.covariance = covariance
         self.level = jnp.asarray(level, float)
-        if not isinstance(self.level, jax.core.Tracer) and not np.all(abs(self.level) <= _HIGHEST_LEVEL):
+        # The number that was given: in a model that is being compiled the array is no longer known.
+        if not isinstance(level, jax.core.Tracer) and not np.all(abs(np.asarray(level)) <= _HIGHEST_LEVEL):
             raise ValueError(
                 f"LevelExcursionTime: `level` is in standard deviations of the process, from its mean, and must lie "
                 f"within {_HIGHEST_LEVEL:g} of zero; got {level}. For a level u in the units of the data give "

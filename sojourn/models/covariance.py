@@ -1,8 +1,8 @@
 """Covariances of stationary processes, to declare a model of their excursions with (see :mod:`sojourn.ops.covariance`).
 
 >>> from sojourn.models import covariance
->>> covariance.Matern52().with_mean_interval(10.0).mean_interval().round(3).item()
-10.0
+>>> print(f"{covariance.Matern52().with_mean_interval(10.0).mean_interval():.3f}")
+10.000
 """
 
 from sojourn.ops.covariance import (

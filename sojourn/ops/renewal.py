@@ -43,7 +43,7 @@ def solve(sources: ArrayLike, measure: ArrayLike, damping: ArrayLike = 1e-11) ->
         >>> import jax.numpy as jnp
         >>> t = jnp.linspace(0.0, 4.0, 257)
         >>> density = solve(0.5 * jnp.exp(-t), 0.5 * (1 - jnp.exp(-t)))
-        >>> bool(jnp.allclose(density, 0.5 * jnp.exp(-t / 2), atol=1e-6))
+        >>> bool(jnp.allclose(density, 0.5 * jnp.exp(-t / 2), atol=1e-3))  # 1e-9 in float64
         True
     """
     sources, measure = jnp.asarray(sources), jnp.asarray(measure)

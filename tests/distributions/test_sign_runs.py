@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_no_run_is_shorter_than_one_reading(x64):
     assert float(log_reach[1]) == pytest.approx(0.0, abs=1e-14)
     checked = SignRuns(zero(), 1.0, validate_args=True)
     with pytest.warns(UserWarning, match="Out-of-support"):
-        log_prob(checked, 0)
+        checked.log_prob(0)
 
 
 @pytest.mark.parametrize("side", ["above", "below"])
@@ -139,7 +140,7 @@ def run_lengths(above):
     lengths = {True: [], False: []}
     for record in above:
         edges = np.flatnonzero(np.diff(record)) + 1
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             lengths[bool(record[start])].append(stop - start)
     return {side: np.array(x) for side, x in lengths.items()}
 
@@ -155,16 +156,16 @@ def distance(lengths, law, n=400):
 def test_merging_matters(x64):
     """A simulated process read every 0.4 mean intervals, against the law and against runs that are never merged.
 
-    40 records of 2500 readings hold 32,000 runs; sampling alone would put the distance at about 0.007 (half of
-    ``sum sqrt(2 p / pi n)``). Measured 0.019; without the merging 0.103.
+    40 records of 2500 readings hold 32,000 runs; sampling alone puts the distance at 0.007 (half of
+    ``sum sqrt(2 p / pi n)``). Measured 0.006 with one seed, 0.008 with another; without the merging 0.050 and 0.048.
     """
     step = 0.4 * MEAN
     r = Diffusion(2.0)(step * np.arange(2500))
     above = np.asarray(jax.jit(lambda key, r: sample_paths(key, r, (40,)))(jax.random.key(2), r)) > 0
     lengths = np.concatenate(list(run_lengths(above).values()))
     law = runs(apart=0.4)
-    assert distance(lengths, law) < 0.03
-    assert lengths.mean() == pytest.approx(float(law.mean), rel=0.02)
+    assert distance(lengths, law) < 0.015
+    assert lengths.mean() == pytest.approx(float(law.mean), rel=0.02)  # 4 errors
 
     # The law of one excursion with a uniform phase, given that it is seen.
     t = step * np.arange(401.0)
@@ -172,32 +173,33 @@ def test_merging_matters(x64):
     mass = (2 * integral[1:-1] - integral[:-2] - integral[2:]) / step
     triangular = mass / mass.sum()
     share = np.bincount(np.minimum(lengths, 400), minlength=401)[1:400] / len(lengths)
-    assert 0.5 * abs(share - triangular).sum() > 0.08
-    assert (np.arange(1, 400) * triangular).sum() < 0.9 * lengths.mean()
+    assert 0.5 * abs(share - triangular).sum() > 0.04
+    assert (np.arange(1, 400) * triangular).sum() < 0.92 * lengths.mean()
 
 
 def test_at_a_level(x64):
     """The share of time above is that of the mean runs; and both laws against a simulated process.
 
-    60 records of 3000 readings, 0.2 mean intervals apart at level one: some 13,000 runs on each side, which puts the
-    distance from sampling alone at 0.011 above and 0.016 below.
+    Readings are 0.38 mean excursions above apart. Measured: mean runs off by 0.10 and -0.31 %. 60 records of 3000
+    readings hold 10,000 runs on each side, whose distance from sampling alone is 0.012 above and 0.030 below;
+    measured 0.010 and 0.036.
     """
     above, below = runs("above"), runs("below")
     ratio = float(above.mean / below.mean)
-    assert ratio == pytest.approx(SHARE_ABOVE / (1 - SHARE_ABOVE), rel=2e-3)
+    assert ratio == pytest.approx(SHARE_ABOVE / (1 - SHARE_ABOVE), rel=5e-3)
     assert float(above.side_probability) == pytest.approx(SHARE_ABOVE)
     step = 0.2 * MEAN
     # Two readings are on different sides with the probability of a bivariate normal: the exact mean run.
     joint = scipy.stats.multivariate_normal(cov=[[1.0, r := float(Diffusion(2.0)(step))], [r, 1.0]])
     leaves = SHARE_ABOVE - joint.cdf([-1.0, -1.0])
     for law, share in ((above, SHARE_ABOVE), (below, 1 - SHARE_ABOVE)):
-        assert float(law.mean) == pytest.approx(share / leaves, rel=3e-3)
+        assert float(law.mean) == pytest.approx(share / leaves, rel=4e-3)
     r = Diffusion(2.0)(step * np.arange(3000))
     readings = np.asarray(jax.jit(lambda key, r: sample_paths(key, r, (60,)))(jax.random.key(3), r)) > 1.0
     lengths = run_lengths(readings)
     assert min(map(len, lengths.values())) > 10_000
-    assert distance(lengths[True], above) < 0.03
-    assert distance(lengths[False], below) < 0.03
+    assert distance(lengths[True], above) < 0.02
+    assert distance(lengths[False], below) < 0.045
     assert distance(lengths[True], below) > 0.3
 
 
@@ -230,8 +232,8 @@ RECORDS = np.array(
 def test_noisy_signs_without_noise(at_level, x64):
     """A record is its runs: ``first``, the complete ones, ``right``, or ``empty``.
 
-    At level zero the sides are alike, and which one came first adds log 2. At a level the share of this side is in
-    ``first`` and ``empty``. NoisySigns takes the sides' shares from the mean runs, which give them to 0.03 % here.
+    At level zero the sides are alike, and which one comes first costs log 2. At a level the share of this side is in
+    ``first`` and ``empty``; NoisySigns takes it from the mean runs, which is the same to 0.4 %.
     """
     laws = {0: runs("below"), 1: runs("above")} if at_level else {0: runs(), 1: runs()}
     # Past the end of the grid the hazard is constant, as NoisySigns takes it to be.
@@ -248,10 +250,12 @@ def test_noisy_signs_without_noise(at_level, x64):
         for above, law in laws.items():
             terms = np.asarray(log_prob(CensoredExcursion(law, kind, among=None), length.astype(float)))
             expected[i] += terms[: width - pad][side == above].sum()
-    if at_level:
-        np.testing.assert_allclose(found, expected, atol=1e-3)
-    else:
-        np.testing.assert_allclose(found, expected - np.log(2), atol=1e-7)
+        # The share that the mean runs give to the side of the first run, in place of that of the law.
+        own, other = laws[record[0]], laws[1 - record[0]]
+        expected[i] += np.log(own.mean / (own.mean + other.mean)) - np.log(own.side_probability)
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    if not at_level:
+        assert (laws[0].mean, laws[0].side_probability) == (laws[1].mean, 1.0)  # hence log 2
 
 
 # ---------------------------------------------------------------------------------------------- NumPyro, and errors
@@ -277,23 +281,41 @@ def test_batch_index_and_pytree(x64):
     assert law.support is dist.constraints.positive_integer
 
 
-def test_gradients(x64):
-    """In the shape at a given mean, and in the level: differences of fourth order, under vmap and jit."""
-    value = np.array([1.0, 2, 3, 8, 20])
-    weights = np.array([1.0, -2.0, 0.5, 3.0, -0.7])
+SOME = np.array([1.0, 2, 3, 8, 20])
+WEIGHTS = np.array([1.0, -2.0, 0.5, 3.0, -0.7])
+H = 0.02  # differences of fourth order: h^4 / 30 of the fifth derivative
+AROUND = H * np.array([0, 1, -1, 2, -2])
+
+
+def slope_fits(found, slope):
+    difference = (8 * (found[1] - found[2]) - (found[3] - found[4])) / (12 * H)
+    assert float(slope[0]) == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_gradient(x64):
+    """In the shape at a given mean, under vmap and jit."""
+
+    def at(dimension):
+        law = ExcursionTime(Diffusion(dimension).with_mean_interval(6.0), on_invalid="ignore")
+        return SignRuns(law, 1.5).log_prob(SOME) @ WEIGHTS
+
+    slope_fits(*jax.jit(jax.vmap(jax.value_and_grad(at)))(2.0 + AROUND))
+
+
+@pytest.mark.slow
+def test_gradient_at_a_level(x64):
+    """In the shape and in the level, through the grids of both sides."""
 
     def at(dimension, u):
         process = Diffusion(dimension).with_mean_interval(6.0)
         law = LevelExcursionTime(process, u, "below", on_invalid="ignore")
-        return SignRuns(law, 1.5).log_prob(value) @ weights
+        return SignRuns(law, 1.5).log_prob(SOME) @ WEIGHTS
 
-    h = 0.02
-    dimension = 2.0 + h * np.array([0, 1, -1, 2, -2, 0, 0, 0, 0])
-    u = 0.4 + h * np.array([0, 0, 0, 0, 0, 1, -1, 2, -2])
-    found, (by_shape, by_level) = jax.jit(jax.vmap(jax.value_and_grad(at, (0, 1))))(dimension, u)
-    for slope, x in ((by_shape[0], found[1:5]), (by_level[0], found[5:9])):
-        difference = (8 * (x[0] - x[1]) - (x[2] - x[3])) / (12 * h)
-        assert float(slope) == pytest.approx(float(difference), rel=1e-4)
+    every = jax.jit(jax.vmap(jax.value_and_grad(at, (0, 1))))
+    found, (slope, _) = every(2.0 + AROUND, np.full(5, 0.4))
+    slope_fits(found, slope)
+    found, (_, slope) = every(np.full(5, 2.0), 0.4 + AROUND)
+    slope_fits(found, slope)
 
 
 def test_an_impossible_law_has_no_runs(x64):
