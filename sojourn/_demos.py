@@ -17,6 +17,7 @@ import pandas as pd
 from numpyro.contrib.control_flow import scan
 
 import sojourn as sj
+from sojourn._exceedance_demo import exceedance_demo
 from sojourn._jump_process_demo import jump_process_demo
 from sojourn.diagnostics import _arviz, _figures
 from sojourn.models import hidden_markov
@@ -374,6 +375,10 @@ DEMOS = {
     "jump-process": (
         "liver cirrhosis: does prednisone change how fast patients get worse, better, or die?",
         jump_process_demo,
+    ),
+    "exceedance": (
+        "daily temperatures: how long do warm and cold spells last, and how long does the longest?",
+        exceedance_demo,
     ),
 }
 """Question and function of each, by name."""

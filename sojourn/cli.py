@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         particle-gibbs   returns of the S&P 500, 2007-2010: how volatile was the market, and when?
         langevin         earthquakes again: how did activity drift, and which sampler needs the fewest gradients?
         jump-process     liver cirrhosis: does prednisone change how fast patients get worse, better, or die?
+        exceedance       daily temperatures: how long do warm and cold spells last, and how long does the longest?
         0
     """
     parser = argparse.ArgumentParser(prog="sojourn", description=sj.__doc__)

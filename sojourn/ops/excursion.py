@@ -265,29 +265,52 @@ def exponent(covariance: Any, level: ArrayLike | None = None, above: bool = True
     if level is not None:
         mean = level_means(covariance, level)[0 if above else 1]
     ceiling = jnp.minimum(decay, 2 / mean)
-    theta = _root(jnp.where(seen, t, 0.0), kernel, decay, step, ceiling, last, level is None)
+    # At a level the mass of the kernel, which the sum would lose digits of, is known: `excess` is of what exceeds it.
+    target = (
+        jnp.ones_like(decay)
+        if level is None
+        else (norm.cdf if above else norm.sf)(jnp.asarray(level, t.dtype))
+    )
+    theta = _root(jnp.where(seen, t, 0.0), kernel, decay, step, target, ceiling, last, level is None)
     broken = _power_law(sign[half // 2], sign[half], sign[last]) | (theta >= ceiling * (1 - 1e-6))
     return jnp.where(broken, jnp.nan, theta)
 
 
 def _excess(
-    theta: Array, t: Array, kernel: Array, decay: Array, step: Array, last: Array, at_zero: bool
+    theta: Array,
+    t: Array,
+    kernel: Array,
+    decay: Array,
+    step: Array,
+    target: Array,
+    last: Array,
+    at_zero: bool,
 ) -> Array:
-    grown = jnp.exp(theta * t) * kernel
-    total = step * (jnp.sum(grown) + _gregory(grown)) + grown[last] / (decay - theta)
-    return (theta * total if at_zero else total) - 1
+    if at_zero:
+        grown = jnp.exp(theta * t) * kernel
+        return theta * (step * (jnp.sum(grown) + _gregory(grown)) + grown[last] / (decay - theta)) - target
+    grown = jnp.expm1(theta * t) * kernel
+    tail = (grown[last] + kernel[last]) / (decay - theta) - kernel[last] / decay
+    return step * (jnp.sum(grown) + _gregory(grown)) + tail - target
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(6,))
+@partial(jax.custom_jvp, nondiff_argnums=(7,))
 def _root(
-    t: Array, kernel: Array, decay: Array, step: Array, ceiling: Array, last: Array, at_zero: bool
+    t: Array,
+    kernel: Array,
+    decay: Array,
+    step: Array,
+    target: Array,
+    ceiling: Array,
+    last: Array,
+    at_zero: bool,
 ) -> Array:
     """Where the excess, which grows with ``theta``, is zero; below ``ceiling``."""
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
-        beyond = _excess(middle, t, kernel, decay, step, last, at_zero) > 0
+        beyond = _excess(middle, t, kernel, decay, step, target, last, at_zero) > 0
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
     low, high = lax.fori_loop(0, 52, halve, (jnp.zeros_like(ceiling), ceiling))
@@ -296,14 +319,14 @@ def _root(
 
 @_root.defjvp
 def _root_jvp(at_zero: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    t, kernel, decay, step, _, last = primals
+    t, kernel, decay, step, target, _, last = primals
     theta = _root(*primals, at_zero)
 
     def moving(*smooth: Array) -> Array:
         return _excess(theta, *smooth, last, at_zero)  # type: ignore[call-arg, arg-type]
 
-    _, moved = jax.jvp(moving, (t, kernel, decay, step), tangents[:4])
-    slope = jax.grad(_excess)(theta, t, kernel, decay, step, last, at_zero)
+    _, moved = jax.jvp(moving, (t, kernel, decay, step, target), tangents[:5])
+    slope = jax.grad(_excess)(theta, t, kernel, decay, step, target, last, at_zero)
     return theta, -moved / slope
 
 

@@ -185,7 +185,7 @@ def test_gradients(x64):
         (
             np.ones((2, 9)),
             np.ones(11),
-            r"`sources` has 9 points a row, `measure` has 11; both lie on one grid",
+            r"`sources` has shape \(2, 9\), `measure` has 11 points; both lie on one grid",
         ),
     ],
 )
