@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import jax
 import pytest
 
@@ -13,11 +11,3 @@ def x64():
     """Double precision for the length of one test."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs_are_dropped():
-    """After each file: XLA maps memory for every program, and the kernel allows a process 65530 maps."""
-    yield
-    jax.clear_caches()
-    gc.collect()

@@ -259,10 +259,10 @@ def small():
 @functools.cache
 def exact():
     """Posterior of (log mean interval, log dimension) under the priors of the model."""
-    prior_mean, prior_shape = np.log(small().mean()), np.log(2.0)
-    log_prior = -0.5 * (grid().points[:, 0] - prior_mean) ** 2
-    log_prior -= 0.5 * ((grid().points[:, 1] - prior_shape) / 0.75) ** 2
-    return grid().moments(likelihood(grid(), small(), np.zeros(400, int)) + log_prior)
+    on = Grid(mean=0.4, dimension=2.4, num=61)
+    log_prior = -0.5 * (on.points[:, 0] - np.log(small().mean())) ** 2
+    log_prior -= 0.5 * ((on.points[:, 1] - np.log(2.0)) / 0.75) ** 2
+    return on.moments(likelihood(on, small(), np.zeros(400, int)) + log_prior)
 
 
 ENGINES = {
@@ -288,13 +288,13 @@ ENGINES = {
 @pytest.mark.parametrize("name", ENGINES)
 def test_engines(name, x64):
     """Means within 5 errors of the chain and a tenth of a standard deviation for what is approximate; sds in kind."""
+    mean, sd = exact()
     settings, options = ENGINES[name]
     settings = {"engine": name} | settings
     fit = sj.fit(
         exceedance.durations, small(), covariance=Diffusion, seed=2, progress_bar=False, **settings, **options
     )
     draws = np.log(_arviz.group(fit, "posterior")[["mean_interval", "dimension"]])
-    mean, sd = exact()
     gap, ratio = [], []
     for i, site in enumerate(("mean_interval", "dimension")):
         gap.append((float(draws[site].mean()) - mean[i]) / sd[i])
@@ -305,3 +305,68 @@ def test_engines(name, x64):
     assert min(ess) > 150
     assert (np.abs(gap) < 5 / np.sqrt(ess) + (0.0 if exactly else 0.2)).all()
     assert (np.abs(np.array(ratio) - 1) < 5 / np.sqrt(2 * np.array(ess)) + (0.0 if exactly else 0.25)).all()
+
+
+@functools.cache
+def noisy():
+    """150 readings of the process, one in ten of them wrong."""
+    above = records(0.25, 150, 1, 17)[0] > 0
+    return (above ^ (np.random.default_rng(3).uniform(size=150) < 0.1)).astype(float)
+
+
+NOISY = {"step": 0.25 * MEAN, "covariance": D2, "num_ages": 24}
+
+
+@functools.cache
+def exact_noisy():
+    """Mean and sd of log mean interval and of the chance of a wrong reading, over a grid of (log mean, logit flip)."""
+    log_mean, logit = (x.ravel() for x in np.meshgrid(np.linspace(0.6, 3.6, 51), np.linspace(-9.0, 0.0, 51)))
+    flip = scipy.special.expit(logit)
+
+    @jax.jit
+    def joint(log_mean, flip):
+        values = {"mean_interval": jnp.exp(log_mean), "flip": flip}
+        return log_density(exceedance.noisy_signs, (noisy(),), NOISY, values)[0]
+
+    log_p = np.asarray(jax.jit(jax.vmap(joint))(log_mean, flip)) + log_mean + np.log(flip * (1 - flip))
+    weight = np.exp(log_p - log_p.max())
+    weight /= weight.sum()
+    table = weight.reshape(51, 51)
+    assert max(table[:, [0, -1]].sum(), table[-1].sum(), table[0].sum()) < 2e-3
+    x = np.stack([log_mean, flip])
+    mean = x @ weight
+    return mean, np.sqrt((x - mean[:, None]) ** 2 @ weight)
+
+
+PATH_ENGINES = {
+    "nuts": {"num_warmup": 300, "num_samples": 800, "num_chains": 2},
+    "blocked_gibbs": {"num_warmup": 300, "num_samples": 3000, "num_chains": 1},
+    "particle_gibbs": {"num_warmup": 300, "num_samples": 3000, "num_chains": 1},
+}
+
+
+@pytest.mark.parametrize("name", PATH_ENGINES)
+def test_engines_of_noisy_signs(name, x64):
+    """The path summed out, drawn exactly, and moved by particles: means within 5 errors of the chain, sds in kind."""
+    mean, sd = exact_noisy()
+    fit = sj.fit(
+        exceedance.noisy_signs,
+        noisy(),
+        path=name != "nuts",
+        engine=name,
+        seed=4,
+        progress_bar=False,
+        **PATH_ENGINES[name],
+        **NOISY,
+    )
+    draws = _arviz.group(fit, "posterior")[["mean_interval", "flip"]]
+    draws = draws.assign(mean_interval=np.log(draws["mean_interval"]))
+    ess = np.array([float(x) for x in _arviz.ess(draws).data_vars.values()])
+    order = list(draws.data_vars)
+    exactly = {"mean_interval": (mean[0], sd[0]), "flip": (mean[1], sd[1])}
+    gap = np.array([(float(draws[n].mean()) - exactly[n][0]) / exactly[n][1] for n in order])
+    ratio = np.array([float(draws[n].std()) / exactly[n][1] for n in order])
+    print("noisy", name, gap, ratio, ess, mean, sd)
+    assert ess.min() > 100
+    assert (abs(gap) < 5 / np.sqrt(ess)).all()
+    assert (abs(ratio - 1) < 5 / np.sqrt(ess)).all()
