@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from itertools import pairwise
 
 import jax
 import numpy as np
+import numpyro
 import pandas as pd
 
 import sojourn as sj
@@ -25,6 +27,8 @@ _LONG = 10  # days
 
 def exceedance_demo(options: argparse.Namespace) -> None:
     """Spells of days warmer, and colder, than the season; without the extra ``data``, a simulated diffusion."""
+    # Chains run in parallel if JAX sees as many devices; it looks when first used.
+    numpyro.set_host_device_count(min(_NUM_CHAINS, os.cpu_count() or 1))
     # Short durations need double precision; only in here, so that nothing else in the process changes.
     with jax.enable_x64(True):
         try:
@@ -100,6 +104,8 @@ def _temperatures(data, options: argparse.Namespace) -> None:
     outlasts = _outlasts(exceedance.posterior_law(fit, covariance=family), days)
     low, middle, high = np.quantile(outlasts[..., _LONG - 1], [0.05, 0.5, 0.95])
     slow, rate, fast = np.quantile(fit.posterior["persistency_exponent"].values, [0.05, 0.5, 0.95])
+    # Runs of readings end more slowly than the excursions between: short ones on the other side are not seen.
+    ends = np.median(1 - outlasts[..., 2 * _LONG] / outlasts[..., 2 * _LONG - 1])
     predicted = fit.posterior_predictive["length"].max("excursion").values
     least, most = np.quantile(predicted, [0.05, 0.95])
     record = length.max()
@@ -107,9 +113,9 @@ def _temperatures(data, options: argparse.Namespace) -> None:
     reached = (predicted >= record).mean()
     answer = (
         f"A spell outlasts {_LONG} days with probability {100 * middle:.1f} % (90 % interval {100 * low:.1f} to "
-        f"{100 * high:.1f} %; seen {100 * (length[kind == 0] > _LONG).mean():.1f} %), and a long one ends "
-        f"within the next day with probability {100 * -np.expm1(-rate):.0f} %: persistency exponent {rate:.3f} a day "
-        f"({slow:.3f} to {fast:.3f})."
+        f"{100 * high:.1f} %; seen {100 * (length[kind == 0] > _LONG).mean():.1f} %), and one that has lasted "
+        f"{2 * _LONG} ends with the next with probability {100 * ends:.0f} %. Between the readings the persistency exponent is "
+        f"{rate:.3f} a day ({slow:.3f} to {fast:.3f})."
     )
     first_day = str(data["time"].values[int(runs["start"].values[at])])[:10]
     side = "warm" if runs["side"].values[at] > 0 else "cold"
@@ -177,9 +183,8 @@ def _survival(days, outlasts, length, kind):
     axis.plot(days, middle, color=_figures.BLUE, label="law, median")
     whole = np.isin(kind, [KINDS.index("complete"), KINDS.index("right")])
     at, share = kaplan_meier(length[whole].astype(float), kind[whole] == KINDS.index("complete"))
-    axis.step(
-        at[1:-1], share[1:-1], where="post", color=_figures.WARM, linewidth=1.0, label="seen, Kaplan-Meier"
-    )
+    share = np.append(share[1:-1], share[-2])  # the longest is drawn to its end
+    axis.step(at[1:], share, where="post", color=_figures.WARM, linewidth=1.0, label="seen, Kaplan-Meier")
     axis.set_yscale("log")
     axis.set_xlim(0, 1.05 * length.max())
     axis.set_ylim(1e-4, 1)

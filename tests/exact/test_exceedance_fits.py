@@ -122,7 +122,10 @@ def counts_of(record):
 
 
 def test_recovery(x64):
-    """NUTS with four thousand excursions of a simulated path: within three standard deviations, R-hat and ESS."""
+    """NUTS with four thousand excursions of a simulated path: within three standard deviations, R-hat and ESS.
+
+    Measured: the mean off by 2.2, the dimension by 0.1, the exponent by -1.7 sd; ESS 782 and 684 of 1200; R-hat 1.005.
+    """
     pieces = exceedance.excursions(records(0.02, 2**18, 1, 11)[0], step=0.02 * MEAN).isel(
         excursion=slice(1, 4001)
     )
@@ -142,7 +145,6 @@ def test_recovery(x64):
     score = {n: float((draws[n].mean() - x) / draws[n].std()) for n, x in truth.items()}
     ess = {n: float(x) for n, x in _arviz.ess(draws[list(truth)]).data_vars.items()}
     rhat = {n: float(x) for n, x in _arviz.rhat(draws[list(truth)]).data_vars.items()}
-    print("recovery", score, ess, rhat, float(exponent.mean()), float(exponent.std()))
     assert max(map(abs, score.values())) < 3
     assert min(ess.values()) > 300
     assert max(rhat.values()) < 1.02
@@ -151,7 +153,10 @@ def test_recovery(x64):
 
 
 def test_windows(x64):
-    """Windows of three mean intervals: all their pieces give the truth; whole excursions alone are the short ones."""
+    """Windows of three mean intervals: all their pieces give the truth; whole excursions alone are the short ones.
+
+    Measured, in (log mean, log dimension): off by (0.006, -0.040) with sd (0.009, 0.063), and by (-0.36, 1.09).
+    """
     paths = records(0.02, 151 * 100, 35, 12).reshape(3500, 151)
     pieces = exceedance.excursions(paths, step=0.02 * MEAN)
     duration, kind = pieces["duration"].values, pieces["kind"].values
@@ -161,8 +166,8 @@ def test_windows(x64):
     wide = Grid(mean=0.8, dimension=2.0)
     whole = kind == 0
     biased = wide.peak(likelihood(wide, duration[whole], kind[whole]))[0][0] - TRUTH
-    share = (kind == 5).sum() / 3500
-    print("windows", len(duration), error, sd, biased, "empty", share)
+    share = (kind == 5).mean() * len(kind) / 3500
+    assert abs(share - float(ExcursionTime(D2).persistence(3 * MEAN))) < 5 * np.sqrt(0.03 / 3500)
     assert (abs(error) < 3 * sd).all()
     assert biased[0] < -0.2
     assert biased[1] > 0.5
@@ -172,15 +177,15 @@ def test_windows(x64):
 def test_readings_of_one_bit(step, x64):
     """Forty thousand runs of signs, read up to four tenths of a mean interval apart; naively the error grows.
 
-    The standard deviation of the errors is 0.006 in log mean and 0.04 in log dimension.
+    Measured, in (log mean, log dimension): (-0.000, 0.073), (-0.007, 0.026), (-0.008, 0.006) and (-0.006, 0.052) with sd
+    (0.004, 0.034) at the finest and (0.008, 0.072) at the coarsest step.
     """
     per_path = int(2500 / step)
     counts = np.array([counts_of(r) for r in records(step, per_path, 16, 13)]).sum(0)
     log_p, log_reach = (np.asarray(x) for x in of_runs(grid().process, step * MEAN))
     table = log_p @ counts[0] + log_reach @ counts[1]
-    (top,), (sd,) = grid().peak(table)
+    (top,), _ = grid().peak(table)
     error = top - TRUTH
-    print("one bit", step, counts.sum(), error, sd)
     assert abs(error[0]) < 0.02
     assert abs(error[1]) < 0.15
 
@@ -215,13 +220,15 @@ def test_better_than_the_moment_estimator(x64):
         fitted = scipy.optimize.least_squares(lambda x, found=found: arcsine(x) - found, TRUTH)
         theirs.append(fitted.x - TRUTH)
     rmse, rmse_moments = (np.sqrt(np.mean(np.square(e), 0)) for e in (ours, theirs))
-    print("moments", rmse, rmse_moments)
     assert rmse_moments[1] > 2 * rmse[1]
     assert rmse_moments[0] > 1.5 * rmse[0]
 
 
 def test_a_free_level(x64):
-    """Three thousand durations above level one and as many below: the mode, with its curvature, within three sd."""
+    """Three thousand durations above level one and as many below: the mode, with its curvature, within three sd.
+
+    Measured, in (log mean, log dimension, level): off by (0.011, 0.007, -0.013) with sd (0.011, 0.083, 0.012).
+    """
     pieces = exceedance.excursions(records(0.02, 2**19, 1, 15)[0], step=0.02 * MEAN, level=1.0)
     pieces = pieces.isel(excursion=slice(1, 6001))
     model = functools.partial(exceedance.durations, pieces, level="free")
@@ -241,7 +248,6 @@ def test_a_free_level(x64):
     curvature = np.array([(loss(found.x + e)[1] - loss(found.x - e)[1]) / 2e-3 for e in h])
     sd = np.sqrt(np.diag(np.linalg.inv((curvature + curvature.T) / 2)))
     error = found.x - [*TRUTH, 1.0]
-    print("level", found.x, error, sd, found.nfev)
     assert (abs(error) < 3 * sd).all()
     assert sd[2] < 0.05
 
@@ -287,7 +293,11 @@ ENGINES = {
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_engines(name, x64):
-    """Means within 5 errors of the chain and a tenth of a standard deviation for what is approximate; sds in kind."""
+    """Means within 5 errors of the chain, and a tenth of an sd more where it is approximate; sds in kind.
+
+    Measured: means off by 0.01 (nuts), 0.05 (langevin), 0.01 and 0.03 (svi), 0.03 sd (stochastic gradient), whose sds
+    are 7 % short.
+    """
     mean, sd = exact()
     settings, options = ENGINES[name]
     settings = {"engine": name} | settings
@@ -300,11 +310,10 @@ def test_engines(name, x64):
         gap.append((float(draws[site].mean()) - mean[i]) / sd[i])
         ratio.append(float(draws[site].std()) / sd[i])
     ess = [float(x) for x in _arviz.ess(draws).data_vars.values()]
-    print("engine", name, gap, ratio, ess, mean, sd)
     exactly = name in ("nuts", "langevin")
     assert min(ess) > 150
-    assert (np.abs(gap) < 5 / np.sqrt(ess) + (0.0 if exactly else 0.2)).all()
-    assert (np.abs(np.array(ratio) - 1) < 5 / np.sqrt(2 * np.array(ess)) + (0.0 if exactly else 0.25)).all()
+    assert (np.abs(gap) < 5 / np.sqrt(ess) + (0.0 if exactly else 0.1)).all()
+    assert (np.abs(np.array(ratio) - 1) < 5 / np.sqrt(2 * np.array(ess)) + (0.0 if exactly else 0.15)).all()
 
 
 @functools.cache
@@ -321,12 +330,12 @@ NOISY = {"step": 0.25 * MEAN, "covariance": D2, "num_ages": 24}
 def exact_noisy():
     """Mean and sd of log mean interval and of the chance of a wrong reading, over a grid of (log mean, logit flip)."""
     log_mean, logit = (x.ravel() for x in np.meshgrid(np.linspace(0.6, 3.6, 51), np.linspace(-9.0, 0.0, 51)))
-    flip = scipy.special.expit(logit)
+    flip, readings = scipy.special.expit(logit), noisy()
 
     @jax.jit
     def joint(log_mean, flip):
         values = {"mean_interval": jnp.exp(log_mean), "flip": flip}
-        return log_density(exceedance.noisy_signs, (noisy(),), NOISY, values)[0]
+        return log_density(exceedance.noisy_signs, (readings,), NOISY, values)[0]
 
     log_p = np.asarray(jax.jit(jax.vmap(joint))(log_mean, flip)) + log_mean + np.log(flip * (1 - flip))
     weight = np.exp(log_p - log_p.max())
@@ -347,7 +356,10 @@ PATH_ENGINES = {
 
 @pytest.mark.parametrize("name", PATH_ENGINES)
 def test_engines_of_noisy_signs(name, x64):
-    """The path summed out, drawn exactly, and moved by particles: means within 5 errors of the chain, sds in kind."""
+    """The path summed out, drawn exactly, and moved by particles: means within 5 errors of the chain, sds in kind.
+
+    Measured: means off by 0.02, 0.003 and 0.04 sd, sds by 4, 1 and 2 %.
+    """
     mean, sd = exact_noisy()
     fit = sj.fit(
         exceedance.noisy_signs,
@@ -366,7 +378,6 @@ def test_engines_of_noisy_signs(name, x64):
     exactly = {"mean_interval": (mean[0], sd[0]), "flip": (mean[1], sd[1])}
     gap = np.array([(float(draws[n].mean()) - exactly[n][0]) / exactly[n][1] for n in order])
     ratio = np.array([float(draws[n].std()) / exactly[n][1] for n in order])
-    print("noisy", name, gap, ratio, ess, mean, sd)
     assert ess.min() > 100
     assert (abs(gap) < 5 / np.sqrt(ess)).all()
     assert (abs(ratio - 1) < 5 / np.sqrt(ess)).all()

@@ -584,7 +584,7 @@ ERRORS = {
     ),
     "level, in units of the data": (
         lambda: durations(level=300.0, side=SIDE),
-        r"must lie within 6 of zero; got 300.0. For a level u in the units of the data give \(u - mean\) / sd",
+        r"must lie within 4 of zero; got 300.0. For a level u in the units of the data give \(u - mean\) / sd",
     ),
     "mean interval": (
         lambda: durations(mean_interval=-1.0),
