@@ -132,26 +132,39 @@ class CensoredExcursion(dist.Distribution):
     def log_prob(self, value: ArrayLike) -> Array:
         """Log of what each value contributes."""
         law = self.law
-        share = jnp.log(law.side_probability)
+        at: Any = value if isinstance(value, np.ndarray) else jnp.asarray(value)
         # A bound where there is none may be NaN, which would reach the gradient.
-        lower = (
-            0.0 if self.lower is None else jnp.where(self.kind == KINDS.index("interval"), self.lower, 0.0)
-        )
-        parts = {
+        interval = self.kind == KINDS.index("interval")
+        lower = None if self.lower is None else jnp.where(interval, self.lower, 0.0)
+        apart = isinstance(self.kind, np.ndarray) and not law.batch_shape and self.kind.ndim == 1
+        if apart and at.shape == self.kind.shape:  # each kind is worked out where it occurs
+            where = [np.flatnonzero(self.kind == number) for number in sorted(self._present)]
+            pieces = [
+                self._part(
+                    number,
+                    at[chosen],
+                    None if lower is None else jnp.broadcast_to(lower, self.kind.shape)[chosen],
+                )
+                for number, chosen in zip(sorted(self._present), where, strict=True)
+            ]
+            total = jnp.concatenate(pieces)[np.argsort(np.concatenate(where))]
+        else:
+            total = jnp.full(jnp.broadcast_shapes(at.shape, self.batch_shape), -jnp.inf)
+            for number in sorted(self._present):
+                total = jnp.where(self.kind == number, self._part(number, at, lower), total)
+        # The other kinds are as impossible as a complete one where the law does not exist.
+        return jnp.where(law.is_valid(), total, -jnp.inf)
+
+    def _part(self, number: int, value: Any, lower: Any) -> Array:
+        law, share = self.law, jnp.log(self.law.side_probability)
+        return {
             "complete": lambda: law.log_prob(value),
             "right": lambda: law.log_reach(value),
             "left": lambda: _log(law.cdf(value)),
             "interval": lambda: _log(law.cdf(value) - law.cdf(lower)),
             "first": lambda: share + law.log_reach(value) - jnp.log(law.mean),
             "empty": lambda: share + _log(law.persistence(value)),
-        }
-        shape = jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
-        total = jnp.full(shape, -jnp.inf)
-        for number, name in enumerate(KINDS):
-            if number in self._present:
-                total = jnp.where(self.kind == number, parts[name](), total)
-        # The other kinds are as impossible as a complete one where the law does not exist.
-        return jnp.where(law.is_valid(), total, -jnp.inf)
+        }[KINDS[number]]()
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = (*sample_shape, *self.batch_shape)

@@ -55,7 +55,7 @@ class SignRuns(dist.Distribution):
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.positive_integer
-    pytree_data_fields = ("law", "step", "_table", "_total")
+    pytree_data_fields = ("law", "step", "_table", "_total", "_slower")
 
     def __init__(self, law: Any, step: ArrayLike, *, validate_args: bool | None = None):
         if not isinstance(law, _Interval):
@@ -77,7 +77,7 @@ class SignRuns(dist.Distribution):
                 "such runs tell nothing of them; `step` must be at most the mean."
             )
         opposite = law.opposite
-        self._table, self._total = _merge(law, None if opposite is law else opposite, self.step)
+        self._table, self._total, self._slower = _merge(law, None if opposite is law else opposite, self.step)
         super().__init__(batch_shape=law.batch_shape, event_shape=(), validate_args=validate_args)
 
     def is_valid(self) -> Array:
@@ -92,7 +92,7 @@ class SignRuns(dist.Distribution):
     def _beyond(self, length: Array, row: Array) -> Array:
         """Second integral of the law of the runs, from ``length`` on, in steps; to be differenced."""
         position, over = self.law._place(length * self.step, row)
-        return renewal.cubic(self._table, row, position) * jnp.exp(-over)
+        return renewal.cubic(self._table, row, position) * jnp.exp(-over * self._slower[row])
 
     def _value(self, value: ArrayLike) -> tuple[Array, Array]:
         length = jnp.asarray(value).astype(self.step.dtype)
@@ -101,6 +101,12 @@ class SignRuns(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike) -> Array:
         """Log-probability of a complete run of this many readings."""
+        if isinstance(value, np.ndarray) and value.ndim == 1 and not self.batch_shape:
+            distinct, which = np.unique(value, return_inverse=True)  # few lengths, however many runs
+            return self._log_prob(distinct)[which]
+        return self._log_prob(value)
+
+    def _log_prob(self, value: ArrayLike) -> Array:
         length, row = self._value(value)
         around = self._beyond(length[..., None] + jnp.arange(-1.0, 2.0), row[..., None])
         mass = around[..., 0] - 2 * around[..., 1] + around[..., 2]
@@ -169,8 +175,9 @@ class SignRuns(dist.Distribution):
 
 
 @jax.jit
-def _merge(law: _Interval, opposite: _Interval | None, step: Array) -> tuple[Array, Array]:
-    """On the grid of ``law`` the second integral of the law of the runs, ``(rows, n + 1)``; and their mass, ``(rows,)``.
+def _merge(law: _Interval, opposite: _Interval | None, step: Array) -> tuple[Array, Array, Array]:
+    """On the grid of ``law`` the second integral of the law of the runs, ``(rows, n + 1)``; their mass, ``(rows,)``; and
+    the rate of their tail over that of the excursions, ``(rows,)``.
 
     Runs of one excursion need the integral of its survival alone; what merging adds comes from a renewal equation.
     """
@@ -206,8 +213,13 @@ def _merge(law: _Interval, opposite: _Interval | None, step: Array) -> tuple[Arr
     runs = jax.vmap(lambda source, measure: renewal.solve(source, measure, damping))(seen, joined)
     extra_mass = (1 - unseen[:, -1:]) * between[:, -1:] / (1 - between[:, -1:])
     still = extra_mass - (runs - seen)
+    # Merged runs are longer, and their tail falls more slowly than that of the excursions: read it off the last eighth.
+    eighth = law.num_steps // 8
+    first, last = (_log(grid.survival[:, i] + still[:, i])[:, None] for i in (-1 - eighth, -1))
+    slower = jnp.clip((first - last) / (eighth * width * rate), 0.1, 1.0)
+    rate = rate * slower
     pieces = 0.5 * width * (still[:, 1:] + still[:, :-1])
     tail = (grid.survival[:, -1:] + still[:, -1:]) / rate
     added = jnp.concatenate([jnp.cumsum(pieces[:, ::-1], -1)[:, ::-1], jnp.zeros_like(tail)], -1)
     table = (whole[:, -1:] - whole + added + tail) / step
-    return table, table[:, 0] - renewal.cubic(table, row, step / width)[:, 0]
+    return table, table[:, 0] - renewal.cubic(table, row, step / width)[:, 0], slower[:, 0]

@@ -36,6 +36,8 @@ amplitude of the process cannot be told. At another, durations above and below i
 0.05 in simulations of smooth processes). More than about ten thousand intervals show the difference: the mean stays
 right, a fitted shape is off by 2 to 8 % and its interval too narrow. The models warn; fit every tenth interval then.
 
+The questions (:func:`survival` and so on) are about the excursions themselves, also after a fit to readings.
+
 Times need double precision: ``numpyro.enable_x64()`` before anything else.
 """
 
@@ -167,7 +169,8 @@ def _tell(process: Covariance, level: Any, sides: list[str]) -> None:
         law = _law(process, level, side)
         with numpyro.plate("sensor", law.batch_shape[0]) if law.batch_shape else contextlib.nullcontext():
             name = "persistency_exponent" + ("" if level is None else f"_{side}")
-            numpyro.deterministic(name, law.tail_rate())
+            if not isinstance(process, RationalQuadratic):  # it has none
+                numpyro.deterministic(name, law.tail_rate())
             if not isinstance(process, _PROVEN):
                 numpyro.deterministic("iia_valid" + ("" if level is None else f"_{side}"), law.is_valid())
 

@@ -224,7 +224,7 @@ def solve_level(
     both = renewal.solve(jnp.stack([source, up - down]), measure, _damping(step.dtype, falls))
     integral = renewal.running_integral(both[1], -both[0], step)
     sign, _ = _mean_sign(covariance, t[num_steps // 4 :: num_steps // 4])
-    settled = ~_power_law(sign[0], sign[1], sign[3]) & (kernel[num_steps] >= 0)
+    settled = ~_power_law(sign[0], sign[1], sign[3])
     return ExcursionGrid(step, both[0], both[1], integral, mean, jnp.minimum(kernel, source), settled)
 
 

@@ -433,7 +433,9 @@ def test_a_law_that_is_accepted_is_one(covariance, levels, side, x64):
 
 def test_no_exponent_under_a_power_law(x64):
     law = ExcursionTime(RationalQuadratic(1.0))
-    with pytest.warns(UserWarning, match=r"no persistency exponent \(NaN\): the covariance falls like a power"):
+    with pytest.warns(
+        UserWarning, match=r"no persistency exponent \(NaN\): the covariance falls like a power"
+    ):
         assert np.isnan(law.persistency_exponent())
     assert np.isnan(law.tail_rate())
     assert np.isfinite(law.log_prob(3.0))
