@@ -48,6 +48,8 @@ class _Interval(dist.Distribution):
     support = constraints.positive
     reparametrized_params: list[str] = []
 
+    _mean_may_be_missed = False  # by the grid, at high levels
+
     covariance: Covariance
     num_steps: int
     horizon: float
@@ -118,6 +120,8 @@ class _Interval(dist.Distribution):
         least = jnp.min(grid.density[:, 1:], -1) * grid.mean
         density, survival = grid.density[:, -1], grid.survival[:, -1]
         proper = (least >= -self._tolerance) & (density > 0) & (survival > 0)
+        if not self._mean_may_be_missed:
+            return proper
         mean = grid.integral[:, -1] + survival**2 / jnp.where(proper, density, 1.0)
         close = 5e-3 if grid.step.dtype == jnp.float64 else 5e-2
         return proper & (~grid.exponential_tail | (abs(mean - grid.mean) <= close * grid.mean))
@@ -490,6 +494,7 @@ class LevelExcursionTime(_Interval):
         1.6435 8.7157 0.9424
     """
 
+    _mean_may_be_missed = True
     pytree_data_fields = ("covariance", "level", "_grid", "_unit", "_row")
     pytree_aux_fields = ("side", "num_steps", "horizon")
 
