@@ -80,6 +80,7 @@ def _temperatures(data, options: argparse.Namespace) -> None:
     anomaly = deseasonalised(((data["minimum"] + data["maximum"]) / 2).values, data["time"].values)
     runs = exceedance.sign_runs(anomaly)
     length, kind = runs["length"].values, runs["kind"].values
+    complete = length[kind == KINDS.index("complete")]
     print(
         f"Days warmer or colder than the season at Clemson, 1990 to 2020: {runs.sizes['run']} spells in "
         f"{len(anomaly)} days. Source: {data.attrs['source']}."
@@ -113,7 +114,7 @@ def _temperatures(data, options: argparse.Namespace) -> None:
     reached = (predicted >= record).mean()
     answer = (
         f"A spell outlasts {_LONG} days with probability {100 * middle:.1f} % (90 % interval {100 * low:.1f} to "
-        f"{100 * high:.1f} %; seen {100 * (length[kind == 0] > _LONG).mean():.1f} %), and one that has lasted "
+        f"{100 * high:.1f} %; seen {100 * (complete > _LONG).mean():.1f} %), and one that has lasted "
         f"{2 * _LONG} ends with the next with probability {100 * ends:.0f} %. Between the readings the persistency exponent is "
         f"{rate:.3f} a day ({slow:.3f} to {fast:.3f})."
     )
@@ -139,7 +140,7 @@ def _temperatures(data, options: argparse.Namespace) -> None:
                 "How long does a spell last?",
                 [
                     _survival(days, outlasts, length, kind),
-                    _seen_and_expected(outlasts, length[kind == 0]).round(3),
+                    _seen_and_expected(outlasts, complete).round(3),
                     answer,
                 ],
             ),

@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn.distributions._excursion_time import _log
+
 __all__ = ["KINDS", "CensoredExcursion", "read_kinds"]
 
 KINDS = ("complete", "right", "left", "interval", "first", "empty")
@@ -174,7 +176,3 @@ class CensoredExcursion(dist.Distribution):
             return whole
         rest = self.law.sample_like(key, shape, left_over=True)
         return jnp.where((self.kind == left_over[0]) | (self.kind == left_over[1]), rest, whole)
-
-
-def _log(x: Array) -> Array:
-    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))

@@ -202,9 +202,9 @@ def _read(
                 f"{caller}(): the dataset has no variable `{variable}`; it holds {sorted(data.data_vars)}."
             )
         given = {name: data[name].values for name in ("kind", "side", "sensor") if name in data}
-        kind = given.get("kind", kind) if kind is None else kind
-        side = given.get("side", side) if side is None else side
-        sensor = given.get("sensor", sensor) if sensor is None else sensor
+        kind = given.get("kind") if kind is None else kind
+        side = given.get("side") if side is None else side
+        sensor = given.get("sensor") if sensor is None else sensor
         at = data.attrs.get("level_in_sd")
         if level is None and at is not None and abs(at) > 0.1:
             warnings.warn(
@@ -326,13 +326,9 @@ def _observe(
             # Traced only where a minibatch is drawn: what is known before compilation stays known.
             part = group if minibatch in (None, size) else group.of(chosen)
             law = make(side, part.sensor if hierarchical else None)
-            if part is not group or (group.kind != 0).any():
-                among = [KINDS[k] for k in np.unique(group.kind)]
-                law = (
-                    law
-                    if among == ["complete"]
-                    else CensoredExcursion(law, part.kind, lower=part.lower, among=among)
-                )
+            among = [KINDS[k] for k in np.unique(group.kind)]
+            if among != ["complete"]:
+                law = CensoredExcursion(law, part.kind, lower=part.lower, among=among)
             values[side] = numpyro.sample(f"{name}{suffix}", law, obs=part.value)
     return values["both"] if list(values) == ["both"] else values
 
