@@ -105,6 +105,12 @@ def running_integral(values: Array, slopes: Array, step: ArrayLike) -> Array:
 
     Returns:
         ``(..., n + 1)``, zero first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> t = jnp.linspace(0.0, 1.0, 9)
+        >>> print(f"{running_integral(t**3, 3 * t**2, 1 / 8)[-1]:.4f}")  # exact for cubics
+        0.2500
     """
     pieces = 0.5 * step * (values[..., 1:] + values[..., :-1])
     pieces = pieces - step**2 / 12 * (slopes[..., 1:] - slopes[..., :-1])
@@ -122,6 +128,12 @@ def cubic(values: Array, row: ArrayLike, position: Array) -> Array:
 
     Returns:
         Interpolated values, of the shape of ``position``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> squares = jnp.arange(6.0)[None] ** 2
+        >>> print(cubic(squares, 0, jnp.array([0.5, 2.5])))
+        [0.25 6.25]
     """
     last = values.shape[-1] - 1
     left = jnp.clip(position.astype(int), 1, last - 2)
@@ -148,6 +160,12 @@ def convolve(values: Array, measure: Array) -> Array:
 
     Returns:
         ``(n + 1,)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> t = jnp.linspace(0.0, 2.0, 65)
+        >>> print(f"{convolve(jnp.exp(-t), t)[-1]:.3f}")  # 1 - exp(-2)
+        0.865
     """
     points = values.shape[-1]
     pieces = jnp.diff(measure)

@@ -298,7 +298,12 @@ def state_from_index(index: ArrayLike, num_ages: int) -> Array:
 
 
 def hazard_at(hazard: ArrayLike, state: ArrayLike) -> Array:
-    """Hazard of a state given by its signed age, of the shape of ``state``."""
+    """Hazard of a state given by its signed age, of the shape of ``state``.
+
+    Example:
+        >>> print(hazard_at(jnp.array([0.25, 0.5]), jnp.array([-1, 7])))  # the last one holds for all older runs
+        [0.25 0.5 ]
+    """
     hazard, state = _two_sides(hazard), jnp.asarray(state)
     return hazard[(state > 0).astype(int), jnp.clip(jnp.abs(state), 1, hazard.shape[-1]) - 1]
 
