@@ -12,6 +12,8 @@ from sojourn.inference import (
     BlockedGibbs,
     ParticleGibbs,
     ParticleMarginal,
+    PathGuide,
+    PseudoObservationGuide,
     ScoreAscent,
     SelfRepellentWalk,
     StochasticGradientLangevin,
@@ -25,6 +27,7 @@ from sojourn.inference import (
     marginalize,
     particle_filter,
     read_scan,
+    trained_model,
 )
 
 __version__ = "0.1.0"
@@ -36,6 +39,8 @@ __all__ = [
     "BlockedGibbs",
     "ParticleGibbs",
     "ParticleMarginal",
+    "PathGuide",
+    "PseudoObservationGuide",
     "ScoreAscent",
     "Section",
     "SelfRepellentWalk",
@@ -56,4 +61,5 @@ __all__ = [
     "read_scan",
     "relabel",
     "report",
+    "trained_model",
 ]

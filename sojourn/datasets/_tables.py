@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["earthquakes", "lynx", "old_faithful", "sp500"]
+__all__ = ["earthquakes", "lynx", "nile", "old_faithful", "sp500"]
 
 
 def _columns(name: str) -> dict[str, np.ndarray]:
@@ -106,6 +106,36 @@ def lynx() -> xr.Dataset:
                 "Ecology 11:215-244, 1942; as table `lynx` of R"
             ),
             "licence": "facts; no licence is claimed on the table",
+        },
+    )
+
+
+def nile() -> xr.Dataset:
+    """Flow of the Nile at Aswan, a year, 1871 to 1970.
+
+    From 1899 on it is lower by a quarter (Cobb 1978): whether that is a change or a long memory is what the series
+    has been studied for.
+
+    Returns:
+        ``flow`` (100 numbers, in units of 10^8 cubic metres) over ``time`` (the year).
+
+    Example:
+        >>> flow = nile()["flow"]
+        >>> flow.sizes["time"], float(flow.mean())
+        (100, 919.35)
+    """
+    import xarray as xr
+
+    table = _columns("nile")
+    return xr.Dataset(
+        {"flow": ("time", table["flow"], {"long_name": "annual flow of the Nile at Aswan", "units": "1e8 m3"})},
+        coords={"time": ("time", table["year"].astype(int), {"long_name": "year"})},
+        attrs={
+            "source": (
+                "G. W. Cobb, The problem of the Nile: conditional solution to a changepoint problem, Biometrika "
+                "65:243-251, 1978, table 1; as table `nile` of the package statsmodels and `Nile` of R"
+            ),
+            "licence": "public domain, as the package statsmodels declares",
         },
     )
 

@@ -7,7 +7,12 @@ from sojourn.distributions._excursion_time import (
     LevelExcursionTime,
     Validity,
 )
+from sojourn.distributions._fractional_brownian_motion import (
+    FractionalBrownianMotion,
+    FractionalGaussianNoise,
+)
 from sojourn.distributions._hidden_markov import HiddenMarkov
+from sojourn.distributions._linear_gaussian import LinearGaussian
 from sojourn.distributions._markov_jump_path import MarkovJumpPath, stack_paths
 from sojourn.distributions._noisy_signs import NoisySigns
 from sojourn.distributions._ordered import Ordered
@@ -18,10 +23,13 @@ __all__ = [
     "KINDS",
     "CensoredExcursion",
     "ExcursionTime",
+    "FractionalBrownianMotion",
+    "FractionalGaussianNoise",
     "HiddenJumpProcess",
     "HiddenMarkov",
     "IIAInvalidError",
     "LevelExcursionTime",
+    "LinearGaussian",
     "MarkovJumpPath",
     "NoisySigns",
     "Ordered",

@@ -7,6 +7,7 @@ from sojourn.inference._fit import fit
 from sojourn.inference._malt import MALT
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
+from sojourn.inference._params import trained_model
 from sojourn.inference._particle_filter import particle_filter, particle_log_likelihood
 from sojourn.inference._particle_gibbs import ConditionalSMC, ParticleGibbs
 from sojourn.inference._particle_marginal import ParticleMarginal
@@ -21,6 +22,7 @@ from sojourn.inference._underdamped import UnderdampedLangevin
 from sojourn.inference._variational import Variational
 from sojourn.inference._whole_data import whole_data
 from sojourn.inference.amortized import AmortizedJumpProcess, amortized_jump_process
+from sojourn.inference.guides import PathGuide, PseudoObservationGuide
 
 __all__ = [
     "MALT",
@@ -31,6 +33,8 @@ __all__ = [
     "ConditionalSMC",
     "ParticleGibbs",
     "ParticleMarginal",
+    "PathGuide",
+    "PseudoObservationGuide",
     "ScanModel",
     "ScanStructure",
     "ScoreAscent",
@@ -51,5 +55,6 @@ __all__ = [
     "particle_log_likelihood",
     "ppg",
     "read_scan",
+    "trained_model",
     "whole_data",
 ]

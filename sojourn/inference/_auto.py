@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpyro.distributions import biject_to, constraints
+from numpyro.infer.autoguide import AutoMultivariateNormal
 from numpyro.infer.inspect import get_dependencies
 
 from sojourn._contract import Site
 from sojourn.inference._check_model import latent_sites
+from sojourn.inference._path_system import PathSystem
+from sojourn.inference._structure import scan_numbers
+from sojourn.inference.guides import PathGuide, PseudoObservationGuide
 
-__all__ = ["choose_engine"]
+__all__ = ["choose_engine", "choose_guide"]
 
 _FEW = 10
+_WIDE = 48  # states and noise of a system up to which it is linearised at every step
 _POSITIVE = tuple(type(c) for c in (constraints.positive, constraints.nonnegative))
 
 
@@ -65,6 +71,48 @@ def choose_engine(
         f"MCLMC: {count}, none of them bounded and no hierarchy of scales, where it needs the fewest gradients; its "
         "bias is measured by a rerun at half the step."
     )
+
+
+def choose_guide(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, str | None]:
+    """A guide for variational inference and, where it is a guide of the path, the reason.
+
+    * a ``scan`` whose latent sites are all normal, of at most 48 states and noises for each independent system: the
+      pseudo-observation guide;
+    * another ``scan`` with continuous latent sites: a path guide, its control linear in the state;
+    * anything else, and several scans with latent sites: a multivariate normal on the unconstrained space.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.contrib.control_flow import scan
+        >>> def walk(y):
+        ...     def step(x, y_t):
+        ...         x = numpyro.sample("x", dist.Normal(x, 0.5))
+        ...         numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+        ...         return x, None
+        ...     scan(step, 0.0, y)
+        >>> guide, reason = choose_guide(walk, (jnp.zeros(5),), {})
+        >>> guide.__name__
+        'PseudoObservationGuide'
+    """
+    if not scan_numbers(model, args, kwargs):
+        return AutoMultivariateNormal, None
+    try:
+        system = PathSystem(model, args, kwargs)
+    except (ValueError, NotImplementedError) as error:
+        return AutoMultivariateNormal, f"AutoMultivariateNormal, for want of a path guide: {error}"
+    latent = [*system.noise_sites, *system.other_sites, *system.parameters]
+    if any(system.facts[n]["discrete"] for n in latent):
+        return AutoMultivariateNormal, None
+    where = f"scan of {system.length} steps over {', '.join(repr(n) for n in system.structure.path_sites)}"
+    if system.other_sites:
+        odd = next(iter(system.other_sites))
+        return partial(PathGuide, control="linear"), f"PathGuide: {where}, of which '{odd}' is not normal"
+    if system.num_states + system.num_noise > _WIDE:
+        wide = f"{system.num_states} states and {system.num_noise} noises a system are too many to linearise"
+        return partial(PathGuide, control="network"), f"PathGuide: {where}; {wide}"
+    return PseudoObservationGuide, f"PseudoObservationGuide: {where}, continuous with normal increments"
 
 
 def _unconstrained_size(site: Site) -> int:

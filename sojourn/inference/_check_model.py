@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpyro.distributions as dist
 
 from sojourn._contract import Site, observed_sites, series_law
 
-__all__ = ["check_data", "check_gradient_engine", "check_latents", "check_takes_all", "subsampled"]
+__all__ = [
+    "check_data",
+    "check_gradient_engine",
+    "check_latents",
+    "check_takes_all",
+    "subsampled",
+    "warn_of_params",
+]
 
 
 def check_latents(trace: Mapping[str, Site]) -> None:
@@ -54,6 +62,18 @@ def check_takes_all(
         raise ValueError(
             f"Plate '{plate}' takes {taken} of {size} elements, and {engine} needs all of them: leave out "
             f"subsample_size{otherwise}."
+        )
+
+
+def warn_of_params(trace: Mapping[str, Site], engine: str) -> None:
+    """Say that an engine leaves ``numpyro.param`` sites where they are."""
+    names = [name for name, site in trace.items() if site["type"] == "param"]
+    if names:
+        warnings.warn(
+            f"{engine} does not learn '{names[0]}', a numpyro.param: it stays at its first value. Give it a prior "
+            "(numpyro.sample; random_eqx_module for a network), fit with engine='svi', or go on from such a fit with "
+            "sojourn.inference.trained_model.",
+            stacklevel=3,
         )
 
 

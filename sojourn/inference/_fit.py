@@ -27,12 +27,14 @@ from sojourn.inference._check_model import (
     check_takes_all,
     latent_sites,
     subsampled,
+    warn_of_params,
 )
 from sojourn.inference._gradient_kernel import GradientKernel
 from sojourn.inference._initial import compiled_start, init_to_hint
 from sojourn.inference._malt import MALT
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
+from sojourn.inference._params import flat_params, params_dataset, with_params
 from sojourn.inference._particle_gibbs import ParticleGibbs
 from sojourn.inference._particle_marginal import ParticleMarginal
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
@@ -143,6 +145,8 @@ def fit(
         * ``posterior_predictive``: replicated data, given the latent values of each draw;
         * ``predictions``: for the same series one-step-ahead draws of y_t given y_<t;
         * ``observed_data``, and ``constant_data`` for the other array arguments;
+        * ``params``: after variational inference, the values of all ``numpyro.param`` sites, of the model and of the
+          guide (arrays of a network by their place in it);
         * ``warm_start``: draws of the approximate posterior (``warm_draw``), where there was one;
           :func:`sojourn.check` says how far it was from the posterior.
 
@@ -211,6 +215,9 @@ def fit(
             print(choice)
 
     stat_dims: dict[str, list[str]] = {}
+    params: dict[str, Any] = {}
+    if not isinstance(engine_of, Variational):
+        warn_of_params(trace, engine_name)
     if kernel is None:
         options = {"num_samples": num_samples, "key": key_run, "progress_bar": progress_bar}
         if warm is not None:
@@ -219,6 +226,7 @@ def fit(
             options["warm_start"] = warm
         run = engine_of.run(model, bare_args, bare_kwargs, **options)
         draws, stats, attrs = run.draws, run.stats, run.attrs
+        params = getattr(run, "params", {})
     else:
         if isinstance(kernel, GradientKernel):
             kernel.gradient_checked = True
@@ -239,6 +247,8 @@ def fit(
         attrs["warm_start"] = warm.source
     seconds = time.perf_counter() - started
 
+    if params:
+        whole = with_params(whole, flat_params(params))
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
     evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
     stats.setdefault("lp", evaluation.log_joint)
@@ -260,6 +270,8 @@ def fit(
     groups = _groups(marginal, names, draws, stats, evaluation)
     if constant:
         groups["constant_data"] = names.dataset(constant, lead=())
+    if params:
+        groups["params"] = params_dataset(params)
     if warm is not None:
         groups["warm_start"] = names.dataset(warm.draws, lead=("warm_draw",))
     return container(groups, attrs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,19 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoGuide, AutoMultivariateNormal
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.svi import SVIState
 from numpyro.optim import optax_to_numpyro
 from tqdm.auto import tqdm
 
 from sojourn._contract import trace_model
-from sojourn.inference._initial import init_to_hint
+from sojourn.inference._auto import choose_guide
+from sojourn.inference._initial import compiled_once, init_to_hint
+from sojourn.inference._params import hold_params, read_params
+from sojourn.inference._path_guide import PathBound, PathGuideBase
 from sojourn.inference._predictive import in_batches, site_log_prob
 from sojourn.inference._warm_start import WarmStart, start_guide
 
 __all__ = ["Variational"]
 
 _PHASES = (1.0, 0.25, 0.0625)  # step size in units of the first
+_RESTARTS = 4
 _PATIENCE = 2  # blocks without improvement that end a phase
 
 
@@ -32,6 +37,7 @@ class _Run(NamedTuple):
     draws: dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
     attrs: dict[str, Any]
+    params: dict[str, Any] = {}  # never changed
 
 
 class Variational:
@@ -47,15 +53,22 @@ class Variational:
     (Yao, Vehtari, Simpson and Gelman 2018, *ICML*), which are stored for each draw.
 
     Args:
-        guide: an ``AutoGuide`` class (or ``partial`` of one), an ``AutoGuide`` of the same model, or a guide
-            function with the model's arguments. The default, multivariate normal on the unconstrained space,
-            has d (d + 3) / 2 parameters for d latent values; beyond some hundreds pass ``AutoLowRankMultivariateNormal``
-            or ``AutoNormal``.
-        num_restarts: optimisations side by side from different starts. The first begins at the model's hints,
+        guide: an ``AutoGuide`` class (or ``partial`` of one), an ``AutoGuide`` of the same model, a path guide
+            (:class:`~sojourn.inference.PseudoObservationGuide`, :class:`~sojourn.inference.PathGuide`, a ``partial`` or
+            an instance), or a guide function with the model's arguments. By default a model with a continuous path in
+            a ``scan`` gets a path guide (the attribute ``guide_choice`` of the fit says which and why), any other a
+            multivariate normal on the unconstrained space, which has d (d + 3) / 2 parameters for d latent values;
+            beyond some hundreds pass ``AutoLowRankMultivariateNormal`` or ``AutoNormal``.
+        num_restarts: optimisations side by side from different starts; by default 4, and 1 for a path guide, which
+            looks for its start. The first begins at the model's hints,
             the others up to 2 away on the unconstrained scale (automatic guides; a guide function starts
             from its own initial values under different random keys). With ``sj.fit(..., warm_start=...)`` the
             first begins there instead, and the others, as they are, guard against a wrong one; one will do where
             that is trusted.
+        trained: an earlier fit with this engine. Parameters (of the model and of the guide) start at its values, and
+            where the guide is amortised (``PathGuide(encoder=...)``) nothing is optimised: the trained encoder reads
+            the new data. What describes one data set only (``guide_series_...``) starts afresh and is optimised with
+            all the rest held.
         num_particles: draws of the guide for one estimate of the ELBO.
         step_size: Adam's first step size.
         block_size, max_steps, tolerance: of the rule above.
@@ -73,17 +86,18 @@ class Variational:
 
     def __init__(
         self,
-        guide: Any = AutoMultivariateNormal,
+        guide: Any = None,
         *,
-        num_restarts: int = 4,
+        num_restarts: int | None = None,
         num_particles: int = 8,
         step_size: float = 0.02,
         block_size: int = 250,
         max_steps: int = 20_000,
         tolerance: float = 0.01,
+        trained: Any = None,
     ):
         for name, value in (
-            ("num_restarts", num_restarts),
+            ("num_restarts", 1 if num_restarts is None else num_restarts),
             ("num_particles", num_particles),
             ("block_size", block_size),
             ("max_steps", max_steps),
@@ -99,6 +113,7 @@ class Variational:
         self.block_size = block_size
         self.max_steps = max_steps
         self.tolerance = tolerance
+        self.trained = trained
 
     def run(
         self,
@@ -114,11 +129,23 @@ class Variational:
         """Optimise, then draw from the guide. Called by ``sj.fit``."""
         import optax  # half of what `import sojourn` would add to `import numpyro`
 
-        guide, automatic = self._build(model)
+        trained = {} if self.trained is None else read_params(self.trained)
+        guide, automatic, choice = self._build(model, args, kwargs)
+        path_guide = isinstance(guide, PathGuideBase)
+        restarts = self.num_restarts or (1 if path_guide or self.trained is not None else _RESTARTS)
         optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=self.step_size)
-        svi = SVI(model, guide, optax_to_numpyro(optimiser), Trace_ELBO(num_particles=self.num_particles))
         key_init, key_shift, key_draw = jax.random.split(key, 3)
-        states = self._start(svi, args, kwargs, key_init, key_shift, automatic)
+        if path_guide:
+            guide.setup(*args, **kwargs, trained=trained)
+        kept: dict[str, Any] = {}
+        held_model, held_guide = (hold_params(f, trained, kept) if trained else f for f in (model, guide))
+        if path_guide:
+            bound = hold_params(guide.bound, trained, kept) if trained else guide.bound
+            loss: Any = PathBound(bound, self.num_particles)
+        else:
+            loss = Trace_ELBO(num_particles=self.num_particles)
+        svi = SVI(held_model, held_guide, optax_to_numpyro(optimiser), loss)
+        states = self._start(svi, args, kwargs, key_init, key_shift, path_guide, automatic, restarts)
         if warm_start is not None:
             first = jax.tree.map(lambda x: x[0], svi.optim.get_params(states.optim_state))
             warm = svi.optim.init(start_guide(first, guide, warm_start))
@@ -127,7 +154,7 @@ class Variational:
 
         @jax.jit
         def block(states: SVIState, size: Array) -> tuple[SVIState, Array]:
-            states = _with_step_size(states, jnp.broadcast_to(size, (self.num_restarts,)))
+            states = _with_step_size(states, jnp.broadcast_to(size, (restarts,)))
 
             def step(state, _):
                 return svi.stable_update(state, *args, **kwargs)
@@ -137,7 +164,11 @@ class Variational:
 
             return jax.vmap(many)(states)
 
-        states, losses, converged = self._optimise(block, states, progress_bar)
+        if trained and not svi.optim.get_params(states.optim_state):  # nothing that is not known already
+            loss = jax.jit(jax.vmap(lambda s: svi.evaluate(s, *args, **kwargs)))(states)
+            losses, converged = np.asarray(loss)[:, None], True
+        else:
+            states, losses, converged = self._optimise(block, states, progress_bar, restarts)
         last = losses[:, -self.block_size :].mean(1)
         if not np.isfinite(last).any():
             raise RuntimeError(
@@ -146,40 +177,62 @@ class Variational:
             )
         best = int(np.nanargmin(last))
         params = svi.get_params(jax.tree.map(lambda x: x[best], states))
-        draws, ratios, joint = self._draw(model, guide, params, args, kwargs, num_samples, key_draw)
+        settings = params, args, kwargs, num_samples, key_draw
+        with compiled_once() if path_guide else contextlib.nullcontext():
+            draws, ratios, joint = self._draw(held_model, held_guide, *settings)
+        params = {**kept, **params}
         attrs = {
             "converged": int(converged),
-            "num_steps": losses.shape[1],
+            "num_steps": losses.shape[1] if losses.shape[1] > 1 else 0,
             "restart_kept": best,
             "guide": type(guide).__name__ if automatic else getattr(guide, "__name__", "guide"),
         }
-        return _Run(draws, {"lp": joint, "log_importance_ratio": ratios, "elbo": -losses}, attrs)
+        if choice is not None:
+            attrs["guide_choice"] = choice
+        if self.trained is not None:
+            attrs["trained"] = 1
+        return _Run(draws, {"lp": joint, "log_importance_ratio": ratios, "elbo": -losses}, attrs, params)
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _build(self, model: Callable[..., Any]) -> tuple[Any, bool]:
-        base = self.guide
+    def _build(self, model: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, bool, str | None]:
+        """The guide, whether it is one of NumPyro's automatic ones, and why it was chosen."""
+        given, choice = self.guide, None
+        if given is None:
+            given, choice = choose_guide(model, args, kwargs)
+        base = given
         while isinstance(base, functools.partial):
             base = base.func
         if inspect.isclass(base) and issubclass(base, AutoGuide):
             takes_start = "init_loc_fn" in inspect.signature(base).parameters
             start = {"init_loc_fn": init_to_hint()} if takes_start else {}
-            given = self.guide.keywords if isinstance(self.guide, functools.partial) else {}
-            return self.guide(model, **{**start, **given}), True
-        if isinstance(self.guide, AutoGuide):
-            return self.guide, True
-        if not callable(self.guide):
-            raise ValueError(f"`guide` must be an AutoGuide or a function, not {self.guide!r}.")
-        return self.guide, False
+            settings = given.keywords if isinstance(given, functools.partial) else {}
+            return given(model, **{**start, **settings}), True, choice
+        if inspect.isclass(base) and issubclass(base, PathGuideBase):
+            return given(model), False, choice
+        if isinstance(given, AutoGuide):
+            return given, True, choice
+        if not callable(given):
+            raise ValueError(f"`guide` must be an AutoGuide or a function, not {given!r}.")
+        return given, False, choice
 
-    def _start(self, svi, args, kwargs, key_init, key_shift, automatic) -> SVIState:
+    def _start(self, svi, args, kwargs, key_init, key_shift, path_guide, automatic, restarts) -> SVIState:
         """States of all restarts, stacked."""
-        keys = jax.random.split(key_init, self.num_restarts)
+        keys = jax.random.split(key_init, restarts)
+        # A path guide knows its start by now: one program, where NumPyro would run model and guide by operations.
+        init = svi.init
+        if path_guide:
+            compiled = jax.jit(lambda key: svi.init(key, *args, **kwargs))
+
+            def init(key, *args, **kwargs):
+                with compiled_once():
+                    return compiled(key)
+
         # An automatic guide looks at the model once, outside any transformation, and starts everyone there.
-        states = [svi.init(keys[0], *args, **kwargs)]
-        for i in range(1, self.num_restarts):
+        states = [init(keys[0], *args, **kwargs)]
+        for i in range(1, restarts):
             if not automatic:
-                states.append(svi.init(keys[i], *args, **kwargs))
+                states.append(init(keys[i], *args, **kwargs))
                 continue
             params = svi.optim.get_params(states[0].optim_state)
             key = jax.random.fold_in(key_shift, i)
@@ -187,12 +240,12 @@ class Variational:
             states.append(SVIState(svi.optim.init(moved), states[0].mutable_state, keys[i]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def _optimise(self, block, states, progress_bar) -> tuple[SVIState, np.ndarray, bool]:
+    def _optimise(self, block, states, progress_bar, restarts) -> tuple[SVIState, np.ndarray, bool]:
         losses: list[np.ndarray] = []
         total = -(-self.max_steps // self.block_size)
         converged = False
-        best = np.full(self.num_restarts, np.inf)
-        error = np.zeros(self.num_restarts)
+        best = np.full(restarts, np.inf)
+        error = np.zeros(restarts)
         phase, idle = 0, 0
         with tqdm(total=total * self.block_size, disable=not progress_bar, desc="svi") as bar:
             try:
@@ -229,7 +282,7 @@ class Variational:
                 for n, s in guided.items()
                 if s["type"] == "sample" and not s["infer"].get("is_auxiliary", False)
             }
-            modelled = trace_model(model, args, kwargs, key=key_model, values=latents)
+            modelled = trace_model(model, args, kwargs, key=key_model, values={**params, **latents})
             log_q, log_p = _log_density(guided), _log_density(modelled)
             kept = {
                 n: s["value"]

@@ -19,6 +19,7 @@ GROUPS = (
     "predictions",
     "observed_data",
     "constant_data",
+    "params",
     "warm_start",
 )
 
@@ -27,8 +28,8 @@ def container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any] | None 
     """Pack datasets into ArviZ's own container.
 
     Args:
-        groups: Datasets by group name, at least `"posterior"`; the names (`GROUPS`) are those of ArviZ, and
-            `"warm_start"`.
+        groups: Datasets by group name, at least `"posterior"`; the names (`GROUPS`) are those of ArviZ,
+            `"params"` and `"warm_start"`.
         attrs: What describes the fit (engine, seed, versions, ...). It is put on the container and on its
             `posterior` group, so that it survives being written to a file by either generation of ArviZ.
 
