@@ -452,5 +452,5 @@ def standard(features: np.ndarray, trained: Mapping[str, Any], prefix: str) -> d
 
 def standardised(guide: PathGuideBase, plan: Plan, features: Array) -> Array:
     mean, log_sd = guide._own(plan, "feature_mean"), guide._own(plan, "feature_log_sd")
-    features = (features - mean) * jnp.exp(-log_sd)
-    return jnp.where(jnp.isnan(features), 0.0, features)
+    # Filled before, not after: NaN would live on in the gradient of mean and spread.
+    return (jnp.where(jnp.isnan(features), mean, features) - mean) * jnp.exp(-log_sd)

@@ -15,7 +15,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import sum_rightmost
 
-__all__ = ["JointNormal", "Placed", "bare", "made_of", "normal_law", "point"]
+__all__ = ["JointNormal", "NormalThrough", "Placed", "bare", "made_of", "normal_law", "point"]
 
 
 def bare(fn: Any) -> tuple[Any, bool]:
@@ -155,6 +155,20 @@ def _promote_joint_normal(law: JointNormal):
     """With the time axis that a scan puts in front."""
     new = copy.copy(law)
     new._batch_shape = law.mean_.shape[:-2] + law.placed.shape[: len(law.placed.shape) - law.event_dim]
+    return new
+
+
+class NormalThrough(dist.TransformedDistribution):
+    """A transformed normal law that may be the law of a site in a scan."""
+
+
+@promote_batch_shape.register
+def _promote_normal_through(law: NormalThrough):
+    """With the time axis in front, which NumPyro does not give to transformed laws."""
+    new = copy.copy(law)
+    new.base_dist = promote_batch_shape(law.base_dist)
+    before, after = len(law.base_dist.batch_shape), new.base_dist.batch_shape
+    new._batch_shape = after[: len(after) - before] + law.batch_shape
     return new
 
 

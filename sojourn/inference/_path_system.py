@@ -211,6 +211,8 @@ class PathSystem:
         self.observed = tuple(n for n in structure.observed_sites if not facts[n]["unit"])
 
     def _unconstrained(self, name: str, where: Placed) -> Placed:
+        if self.facts[name]["discrete"]:  # a guide refuses it
+            return where
         shape = biject_to(self.facts[name]["support"]).inverse_shape(where.shape)
         return Placed(where.axes, tuple(shape))
 

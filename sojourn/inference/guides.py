@@ -38,7 +38,7 @@ from sojourn.inference._encoders import ControlNetwork, build_encoder
 from sojourn.inference._initial import compiled_once
 from sojourn.inference._linearised import filtered, linearise, most_probable_path, quadratic
 from sojourn.inference._path_guide import PathGuideBase, Plan, standard, standardised
-from sojourn.inference._path_laws import JointNormal, Placed, normal_law
+from sojourn.inference._path_laws import JointNormal, NormalThrough, Placed, normal_law
 from sojourn.inference._path_system import PathSystem
 from sojourn.ops import information_filter
 
@@ -469,7 +469,7 @@ def _independent(fn: Any, where: Placed, mean: Array, log_sd: Array, own: slice)
     if law is None:
         transform = biject_to(fn.support)
         base = dist.Normal(where.unpack(mean), where.unpack(sd))
-        made = dist.TransformedDistribution(base, transform)
+        made = NormalThrough(base, transform)
         return made.to_event(fn.event_dim - made.event_dim) if fn.event_dim > made.event_dim else made
     if law.triangular:
         return JointNormal(law, mean, sd, where, fn.event_dim)

@@ -188,18 +188,18 @@ def spikes(
             },
         )
 
-    def observe(name: str, rate: Array, given: tuple[Any, Any] | None) -> Array:
+    def observe(name: str, rate: Array, given: tuple[Any, Any, Any] | None) -> Array:
         axis = "neuron" if held_out is None else {"spikes": "seen_neuron"}.get(name, "held_out_neuron")
         infer = {"event_dims": [axis], "event_coords": {axis: groups[name]}}
         law: dist.Distribution = dist.Poisson(rate)
         if given is None:
             return numpyro.sample(name, law.to_event(1), infer=infer)
-        value, seen = given
+        value, seen, bins = given
         if seen is None:
             return numpyro.sample(name, law.to_event(1), obs=value, infer=infer)
         law, value = only_observed(law, value, seen)
         # The outer mask changes no density: it tells the fit which bins are missing altogether.
-        return numpyro.sample(name, law.to_event(1).mask(seen.any(-1)), obs=value, infer=infer)
+        return numpyro.sample(name, law.to_event(1).mask(bins), obs=value, infer=infer)
 
     def step(state: tuple[Array, Array], given: dict[str, Any]) -> tuple[Any, Any]:
         position, velocity = state
@@ -260,8 +260,8 @@ def _read_counts(
     return counts, counts.shape
 
 
-def _time_first(counts: Any, which: np.ndarray) -> tuple[Any, Any]:
-    """Counts of some neurons as integers, time first, and where they were seen; ``None`` for everywhere."""
+def _time_first(counts: Any, which: np.ndarray) -> tuple[Any, Any, Any]:
+    """Counts of some neurons as integers, time first; where, and in which bins any, were seen; ``None``: everywhere."""
     xp = jnp if isinstance(counts, jax.core.Tracer) else np
     part = xp.moveaxis(counts[..., which], -2, 0)
     seen = None
@@ -270,7 +270,7 @@ def _time_first(counts: Any, which: np.ndarray) -> tuple[Any, Any]:
         part = xp.where(seen, part, 0)
         if xp is np and seen.all():
             seen = None
-    return part.astype(int), seen
+    return part.astype(int), seen, None if seen is None else seen.any(-1)
 
 
 def _log_mean(counts: Any, neurons: int) -> Any:

@@ -29,6 +29,7 @@ def negative(parameters, series):
     return -nothing + 0.5 * jnp.log(curvature) + (NUM_DAYS - 1) * jnp.log(scale), scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "hurst", "noise"),
     [(slice(NUM_DAYS), 0.124, 0.328), (slice(-NUM_DAYS, None), 0.106, 0.0)],
@@ -47,8 +48,8 @@ def test_roughness_of_volatility(part, hurst, noise, x64):
         [0.2, 0.5],
         method="Nelder-Mead",  # a gradient costs as much as twenty values
         bounds=[(0.02, 0.98), (0.0, 5.0)],
-        options={"xatol": 2e-4, "fatol": 1e-4},
+        options={"xatol": 1e-3, "fatol": 1e-3},
     )
     scale = float(negative(fit.x, log_range)[1])
-    assert fit.x[0] == pytest.approx(hurst, abs=0.001)
-    assert fit.x[1] * scale == pytest.approx(noise, abs=0.001)
+    assert fit.x[0] == pytest.approx(hurst, abs=0.002)
+    assert fit.x[1] * scale == pytest.approx(noise, abs=0.002)
