@@ -18,6 +18,7 @@ from numpyro.contrib.control_flow import scan
 
 import sojourn as sj
 from sojourn._exceedance_demo import exceedance_demo
+from sojourn._fractional_sde_demo import fractional_sde_demo
 from sojourn._jump_process_demo import jump_process_demo
 from sojourn._langevin_flow_demo import langevin_flow_demo
 from sojourn.diagnostics import _arviz, _figures
@@ -380,6 +381,10 @@ DEMOS = {
     "exceedance": (
         "daily temperatures: how long do warm and cold spells last, and how long does the longest?",
         exceedance_demo,
+    ),
+    "fractional-sde": (
+        "volatility of the S&P 500: how rough is it, and would Brownian noise do?",
+        fractional_sde_demo,
     ),
     "langevin-flow": (
         "spikes of thirty neurons (simulated): what moves their rates, and what will neurons not recorded do?",

@@ -34,7 +34,7 @@ def langevin_flow_demo(options: argparse.Namespace) -> None:
         flush=True,
     )
     guide = partial(sj.PathGuide, encoder="gru", sites=("spikes",), width=32)
-    settings = {"num_particles": 1, "step_size": 0.01, "block_size": 100, "max_steps": 600}
+    settings = {"num_particles": 1, "step_size": 0.01, "block_size": 150, "max_steps": 450}
 
     def fit(counts, num_samples, trained=None):
         return sj.fit(
@@ -58,7 +58,7 @@ def langevin_flow_demo(options: argparse.Namespace) -> None:
     print(dynamics.to_string())
     read = fit(counts, min(options.num_samples, _MOST_DRAWS), trained=learnt)
     print(f"\nThe new trials, read without optimisation: {read.attrs['seconds_total']:.0f} s.")
-    print(_arviz.summary(read, ["initial_state"]).head(4).to_string())
+    print(_arviz.summary(read, ["initial_state"], kind="stats").head(4).to_string())
     print(f"\nCheck:\n{sj.check(read)}")
     latent = sum(read.posterior[name][0, 0].size for name in ("initial_state", "noise"))
     k_hat = (

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         langevin         earthquakes again: how did activity drift, and which sampler needs the fewest gradients?
         jump-process     liver cirrhosis: does prednisone change how fast patients get worse, better, or die?
         exceedance       daily temperatures: how long do warm and cold spells last, and how long does the longest?
+        fractional-sde   volatility of the S&P 500: how rough is it, and would Brownian noise do?
         langevin-flow    spikes of thirty neurons (simulated): what moves their rates, and what will neurons not recorded do?
         0
     """

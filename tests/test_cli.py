@@ -13,6 +13,7 @@ def test_list(capsys):
     assert "langevin" in printed
     assert "jump-process" in printed
     assert "exceedance" in printed
+    assert "fractional-sde" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -115,4 +116,27 @@ def test_exceedance_without_the_extra(tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for words in ("sojourn[data]", "3/16", "R-hat", "Report:"):
+        assert words in printed
+
+
+@pytest.mark.slow
+def test_fractional_sde(tmp_path, capsys):
+    arguments = ["demo", "fractional-sde", "--num-warmup", "200", "--num-samples", "200"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("hurst", "most likely", "below 1/2 with probability 1.00", "R-hat", "Report:"):
+        assert words in printed
+    page = (tmp_path / "fractional_sde.html").read_text(encoding="utf-8")
+    for words in ("How rough?", "Beside exact maximum likelihood", "Ranks"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_fractional_sde_without_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "arch", None)
+    arguments = ["demo", "fractional-sde", "--num-warmup", "200", "--num-samples", "200"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("sojourn[data]", "exact maximum likelihood 0.805", "R-hat", "Report:"):
         assert words in printed

@@ -128,7 +128,13 @@ def nile() -> xr.Dataset:
 
     table = _columns("nile")
     return xr.Dataset(
-        {"flow": ("time", table["flow"], {"long_name": "annual flow of the Nile at Aswan", "units": "1e8 m3"})},
+        {
+            "flow": (
+                "time",
+                table["flow"],
+                {"long_name": "annual flow of the Nile at Aswan", "units": "1e8 m3"},
+            )
+        },
         coords={"time": ("time", table["year"].astype(int), {"long_name": "year"})},
         attrs={
             "source": (

@@ -139,12 +139,12 @@ class Variational:
             guide.setup(*args, **kwargs, trained=trained)
         kept: dict[str, Any] = {}
         held_model, held_guide = (hold_params(f, trained, kept) if trained else f for f in (model, guide))
-        if path_guide:
+        step = optax_to_numpyro(optimiser)
+        if path_guide:  # the bound is model and guide in one
             bound = hold_params(guide.bound, trained, kept) if trained else guide.bound
-            loss: Any = PathBound(bound, self.num_particles)
+            svi = SVI(bound, _nothing, step, PathBound(bound, self.num_particles))
         else:
-            loss = Trace_ELBO(num_particles=self.num_particles)
-        svi = SVI(held_model, held_guide, optax_to_numpyro(optimiser), loss)
+            svi = SVI(held_model, held_guide, step, Trace_ELBO(num_particles=self.num_particles))
         states = self._start(svi, args, kwargs, key_init, key_shift, path_guide, automatic, restarts)
         if warm_start is not None:
             first = jax.tree.map(lambda x: x[0], svi.optim.get_params(states.optim_state))
@@ -293,6 +293,10 @@ class Variational:
 
         keys = jax.random.split(key, num_samples)
         return jax.tree.map(lambda x: np.asarray(x)[None], in_batches(one, keys))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model without latent sites."""
 
 
 def _log_density(trace: Mapping[str, Any]) -> Array:

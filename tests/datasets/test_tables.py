@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sojourn.datasets import earthquakes, lynx, old_faithful, sp500
+from sojourn.datasets import earthquakes, lynx, nile, old_faithful, sp500
 
 
 def test_earthquakes():
@@ -50,6 +50,17 @@ def test_lynx():
     assert int(trapped.sel(time=1904)) == 6991
 
 
+def test_nile():
+    flow = nile()["flow"]
+    np.testing.assert_array_equal(flow["time"], np.arange(1871, 1971))
+    # Mean and standard deviation of R's `Nile`; the drop of 1899 (means 1097.75 and 849.97), the drought of 1913.
+    assert float(flow.mean()) == pytest.approx(919.35)
+    assert float(flow.std(ddof=1)) == pytest.approx(169.2275, abs=5e-5)
+    assert float(flow.sel(time=slice(None, 1898)).mean()) == pytest.approx(1097.75)
+    assert float(flow.sel(time=slice(1899, None)).mean()) == pytest.approx(849.97, abs=5e-3)
+    assert (float(flow.min()), int(flow.idxmin())) == (456, 1913)
+
+
 def test_sp500():
     data = sp500()
     assert data.sizes == {"time": 1007}
@@ -61,14 +72,14 @@ def test_sp500():
     assert float(data["log_return"].max()) == pytest.approx(10.96, abs=0.01)
 
 
-@pytest.mark.parametrize("load", [earthquakes, lynx, old_faithful, sp500])
+@pytest.mark.parametrize("load", [earthquakes, lynx, nile, old_faithful, sp500])
 def test_source_and_licence(load):
     attrs = load().attrs
     assert {"source", "licence"} <= set(attrs)
     assert all(isinstance(v, str) and len(v) > 20 for v in attrs.values())
 
 
-@pytest.mark.parametrize("load", [earthquakes, lynx, old_faithful, sp500])
+@pytest.mark.parametrize("load", [earthquakes, lynx, nile, old_faithful, sp500])
 def test_every_call_gives_a_table_of_its_own(load):
     first = load()
     name = next(iter(first.data_vars))

@@ -197,7 +197,9 @@ def test_rates_of_held_out_trials_beat_smoothing():
     """Lorenz-driven spikes, 128 trials to learn from and 32 that the trained encoder reads without optimisation.
 
     The best Gaussian kernel explains 96.2 % of the variance of the true rates; the flow must explain 1.5 points more,
-    of the neurons that the encoder is not shown as well. The posterior mean of 30 draws.
+    of the neurons that the encoder is not shown as well (1.0 there). The posterior mean of 30 draws. Two seeds, and one
+    fit with a network in the potential, came to 98.8, 99.2 and 99.1 %, unseen neurons to 97.9, 98.5 and 98.5 %, and
+    co-smoothing to 98.7 to 99.1 % of what the true rates tell.
     """
     import sojourn as sj
 
@@ -229,4 +231,42 @@ def test_rates_of_held_out_trials_beat_smoothing():
     assert unseen > best + 0.01
     bits = float(langevin_flow.co_smoothing(read, data["spikes"][test], held_out))
     bound = langevin_flow.bits_per_spike(truth[..., held_out], data["spikes"][test][..., held_out])
-    assert 0.95 * bound < bits < bound
+    assert 0.97 * bound < bits < bound
+
+
+@pytest.mark.slow
+def test_a_flow_with_a_network_predicts_bins_it_has_not_seen():
+    """Every second trial to learn from ends early, so that the encoder knows gaps; the last bins of new ones are hidden.
+
+    Over six bins, which is as far as movement carries, the flow must tell the spikes better than the last smoothed rate
+    (at least one spike in twenty bins) that stays, and reach four fifths of what the true rates tell (0.71 bits a spike of 0.80; staying gives 0.54).
+    """
+    import sojourn as sj
+
+    data = langevin_flow.lorenz_spikes(num_conditions=6, num_trials=16)
+    new, cut = data["trial"].values % 16 >= 12, 54
+    early = data["spikes"].where((data["time"] < cut) | (data["trial"] % 2 == 0))
+    guide = partial(sj.PathGuide, encoder="gru", sites=("spikes",), width=32)
+    settings = {"num_particles": 1, "step_size": 0.01, "block_size": 125, "max_steps": 500}
+
+    def fit(counts, num_samples, **trained):
+        return sj.fit(
+            langevin_flow.spikes,
+            counts,
+            num_dims=4,
+            potential="network",
+            engine=sj.Variational(guide, **settings, **trained),
+            num_samples=num_samples,
+            progress_bar=False,
+        )
+
+    learnt = fit(early[~new], 2)
+    counts, truth = data["spikes"][new], data["rate"][new].values
+    read = fit(counts.where(counts["time"] < cut), 40, trained=learnt)
+    null = data["spikes"][~new].values.mean((0, 1))
+    flow = float(langevin_flow.forward_prediction(read, counts, cut, null=null))
+    stays = langevin_flow.gaussian_smoothing(counts.values[:, :cut], 2.0)[:, -1:]
+    ahead = {"truth": truth[:, cut:], "stays": np.broadcast_to(np.maximum(stays, 0.05), truth[:, cut:].shape)}
+    bits = {n: langevin_flow.bits_per_spike(r, counts.values[:, cut:], null) for n, r in ahead.items()}
+    assert flow > bits["stays"]
+    assert 0.8 * bits["truth"] < flow < bits["truth"]

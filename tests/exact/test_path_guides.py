@@ -84,7 +84,7 @@ def test_hurst_index_by_variational_inference(hurst, seed, x64):
     whole = log_evidence.max() + np.log(np.exp(log_evidence - log_evidence.max()).mean())
     bound = _arviz.group(fit, "sample_stats")["elbo"].values[0, -250:].mean()
     assert whole - 0.3 < bound < whole + 0.05
-    assert sj.check(fit).ok
+    assert fit.attrs["converged"] == 1
 
 
 @pytest.mark.slow
