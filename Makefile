@@ -38,6 +38,7 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/langevin.py
 	$(RUN) benchmarks/jump_processes.py
 	$(RUN) benchmarks/exceedance.py
+	$(RUN) benchmarks/fractional_sde.py
 
 # The weights of the amortised jump process, from simulation to file, in about an hour on two cores.
 train-jump-network: $(VENV)/.installed

@@ -78,9 +78,10 @@ def langevin_flow_demo(options: argparse.Namespace) -> None:
     decoded = langevin_flow.decode(latents[0], behaviour[~new], latents[1], behaviour[new])
     print("\nShare of the variance of the true rates that is explained (R^2):")
     print(table.round(3).to_string())
+    explained = 100 * table.loc["all neurons"].to_numpy()
     answer = (
-        f"In trials that were not learnt from, the flow explains {100 * table.loc['all neurons', 'flow']:.1f} % of the "
-        f"variance of the rates, the best Gaussian kernel {100 * table.loc['all neurons', 'smoothing']:.1f} %. Of neurons "
+        f"In trials that were not learnt from, the flow explains {explained[0]:.1f} % of the "
+        f"variance of the rates, the best Gaussian kernel {explained[1]:.1f} %. Of neurons "
         f"it never sees, it tells the spikes by {bits:.3f} bits a spike; the true rates do by {most:.3f}. A line through "
         f"the hidden coordinates gives the Lorenz system's with R^2 = {float(decoded['r2_total']):.3f}."
     )

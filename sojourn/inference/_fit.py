@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -30,7 +31,7 @@ from sojourn.inference._check_model import (
     warn_of_params,
 )
 from sojourn.inference._gradient_kernel import GradientKernel
-from sojourn.inference._initial import compiled_start, init_to_hint
+from sojourn.inference._initial import compiled_once, compiled_start, init_to_hint
 from sojourn.inference._malt import MALT
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
@@ -193,7 +194,8 @@ def fit(
     if summed_out:
         model = marginalize(model)
         kernel = None if runs_itself or chooses else _kernel(engine_of, model)
-    trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
+    with compiled_once():
+        trace = trace_model(model, bare_args, bare_kwargs, key=key_check)
     whole = model
     if chooses or isinstance(kernel, HMC):
         check_takes_all(trace, engine_name)
@@ -250,7 +252,9 @@ def fit(
     if params:
         whole = with_params(whole, flat_params(params))
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
-    evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
+    # Variational draws are few, and their evaluation a single pass: what counts is how fast it compiles.
+    with compiled_once() if isinstance(engine_of, Variational) else nullcontext():
+        evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
     stats.setdefault("lp", evaluation.log_joint)
     attrs |= {
         "engine": engine_name,
@@ -260,7 +264,8 @@ def fit(
         "inference_library": "sojourn",
         **{f"{lib}_version": version(lib) for lib in ("sojourn", "numpyro", "jax", "arviz")},
     }
-    marginal = trace_model(whole, bare_args, marginal_form(model, bare_kwargs), key=key_check)
+    with compiled_once():
+        marginal = trace_model(whole, bare_args, marginal_form(model, bare_kwargs), key=key_check)
     observed = observed_sites(marginal)
     shapes = {n: v.shape[2:] for n, v in draws.items()}
     shapes |= {n: np.shape(site["value"]) for n, site in observed.items()}

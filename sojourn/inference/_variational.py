@@ -162,6 +162,9 @@ class Variational:
             def many(state):
                 return jax.lax.scan(step, state, length=self.block_size)
 
+            if restarts == 1:  # an axis of one costs a quarter of the compilation
+                one = many(jax.tree.map(lambda x: x[0], states))
+                return jax.tree.map(lambda x: x[None], one)
             return jax.vmap(many)(states)
 
         if trained and not svi.optim.get_params(states.optim_state):  # nothing that is not known already

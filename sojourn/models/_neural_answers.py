@@ -115,7 +115,11 @@ def _lorenz(state: np.ndarray, num_steps: int, step: float, transient: int = 100
 # ---------------------------------------------------------------------------------------------------- the questions
 
 
-def bits_per_spike(rates: ArrayLike, counts: ArrayLike, null: ArrayLike | None = None) -> float:
+def bits_per_spike(
+    rates: ArrayLike | xr.DataArray,
+    counts: ArrayLike | xr.DataArray,
+    null: ArrayLike | xr.DataArray | None = None,
+) -> float:
     r"""How much better rates tell the spikes than constant rates do, in bits a spike.
 
     .. math::
@@ -157,7 +161,11 @@ def bits_per_spike(rates: ArrayLike, counts: ArrayLike, null: ArrayLike | None =
 
 
 def co_smoothing(
-    fit: Any, counts: ArrayLike, held_out: ArrayLike, *, null: ArrayLike | None = None
+    fit: Any,
+    counts: ArrayLike | xr.DataArray,
+    held_out: ArrayLike,
+    *,
+    null: ArrayLike | xr.DataArray | None = None,
 ) -> xr.DataArray:
     """Bits per spike of neurons that the encoder was not shown, at their posterior mean rates.
 
@@ -187,7 +195,7 @@ def co_smoothing(
 
 
 def forward_prediction(
-    fit: Any, counts: ArrayLike, start: int, *, null: ArrayLike | None = None
+    fit: Any, counts: ArrayLike | xr.DataArray, start: int, *, null: ArrayLike | xr.DataArray | None = None
 ) -> xr.DataArray:
     """Bits per spike of the last bins of each trial, which were NaN in the fit, at their posterior mean rates.
 
@@ -223,7 +231,7 @@ def forward_prediction(
     return _bits(rates[..., start:, :], counts[..., start:, :], null)
 
 
-def _bits(rates: np.ndarray, counts: np.ndarray, null: ArrayLike | None) -> xr.DataArray:
+def _bits(rates: np.ndarray, counts: np.ndarray, null: ArrayLike | xr.DataArray | None) -> xr.DataArray:
     import xarray as xr
 
     value = bits_per_spike(rates, counts, null)
@@ -231,7 +239,7 @@ def _bits(rates: np.ndarray, counts: np.ndarray, null: ArrayLike | None) -> xr.D
     return xr.DataArray(value, name="bits_per_spike", attrs=about)
 
 
-def rate_r2(rates: ArrayLike, truth: ArrayLike) -> float:
+def rate_r2(rates: ArrayLike | xr.DataArray, truth: ArrayLike | xr.DataArray) -> float:
     """Share of the variance of true rates that estimated ones explain, over all neurons together.
 
     Args:
@@ -260,7 +268,7 @@ def _r2(estimate: np.ndarray, truth: np.ndarray, what: str) -> tuple[np.ndarray,
         return 1.0 - left / total, float(1.0 - left.sum() / total.sum())
 
 
-def gaussian_smoothing(counts: ArrayLike, widths: float | Sequence[float]) -> xr.DataArray:
+def gaussian_smoothing(counts: ArrayLike | xr.DataArray, widths: float | Sequence[float]) -> xr.DataArray:
     """Rates by averaging each neuron's counts over time with a Gaussian kernel: the baseline of every latent model.
 
     Missing bins take no part: the weights of the others are renormalised, and where none is within reach (four
@@ -316,10 +324,10 @@ def gaussian_smoothing(counts: ArrayLike, widths: float | Sequence[float]) -> xr
 
 
 def decode(
-    train_latents: ArrayLike,
-    train_behaviour: ArrayLike,
-    test_latents: ArrayLike,
-    test_behaviour: ArrayLike | None = None,
+    train_latents: ArrayLike | xr.DataArray,
+    train_behaviour: ArrayLike | xr.DataArray,
+    test_latents: ArrayLike | xr.DataArray,
+    test_behaviour: ArrayLike | xr.DataArray | None = None,
     *,
     penalties: ArrayLike | None = None,
     num_folds: int = 5,
