@@ -112,13 +112,11 @@ def _volatility(data, options: argparse.Namespace) -> None:
         f"Volatility of the S&P 500 on the {len(series)} trading days of {_YEAR}, from the range of prices in each "
         f"day. Source: {data.attrs['source']}."
     )
-    # Fractional Brownian motion read with errors, the path integrated out by a Kalman filter. Time in days. If prices
-    # moved as Brownian motion within the day, the logarithm of their range would err by 0.29.
+    # Fractional Brownian motion read with errors, the path integrated out by a Kalman filter. Time in days.
     fit = sj.fit(
         fractional_sde.linear,
         series,
         rate=0.0,
-        observation_noise=dist.LogNormal(np.log(0.29), 0.5),
         num_warmup=options.num_warmup,
         num_samples=options.num_samples,
         num_chains=_NUM_CHAINS,
@@ -186,7 +184,7 @@ def _roughness(fit, series, exact):
     left.hist(hurst, 40, density=True, color=_figures.LIGHT, label="posterior")
     left.axvline(exact, color=_figures.BLUE, label="exact maximum likelihood")
     left.axvline(0.5, color=_figures.WARM, linestyle="--", label="Brownian motion")
-    left.set_xlim(0, 0.6)
+    left.set_xlim(0, 0.9)
     left.set_yticks([])
     left.set_xlabel("Hurst index")
     left.margins(y=0.5)

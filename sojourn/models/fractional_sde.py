@@ -69,7 +69,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from sojourn.distributions import LinearGaussian
 from sojourn.distributions._missing import fill_missing, only_observed
 from sojourn.models._observation_grid import Grid, GridData, GridOptions, Units, read_data
-from sojourn.ops.fractional import HybridScheme, hybrid_scheme
+from sojourn.ops.fractional import HybridScheme, hybrid_scheme, unnormalised_variance
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -957,12 +957,21 @@ def _labels(
 
 
 def mean_squared_displacement(
-    fit: Any, lags: ArrayLike, *, hurst: ArrayLike | None = None, diffusion: ArrayLike | None = None
+    fit: Any,
+    lags: ArrayLike,
+    *,
+    hurst: ArrayLike | None = None,
+    diffusion: ArrayLike | None = None,
+    kind: Literal["I", "II"] = "II",
 ) -> xr.DataArray:
     r"""How far the noise alone carries the state.
 
     .. math::
-        E\,(\sigma B(t + \tau) - \sigma B(t))^2 = \sigma^2 \tau^{2H}
+        E\,(\sigma B(t + \tau) - \sigma B(t))^2 = c_H \sigma^2 \tau^{2H}
+
+    with :math:`c_H = 1` for noise of type I. For type II the first displacement from the start has 1 as well, and late
+    ones, which are meant here, :math:`c_H = 2 H \Gamma(H + 1/2)^2 V_H` (1.56 at H = 0.1, 1 at 1/2, 1.17 at 0.7), with
+    :math:`V_H` of :func:`sojourn.ops.fractional.unnormalised_variance`.
 
     Its slope in a doubly logarithmic plot, ``2 H``, is the anomalous exponent: below 1 subdiffusion, above
     superdiffusion. Errors of measurement are not part of it, as they are of the displacements in the data
@@ -973,6 +982,7 @@ def mean_squared_displacement(
         lags: ``(L,)``, positive, in the unit of the times.
         hurst: as given to the model, where it was fixed.
         diffusion: likewise; a number or ``(D,)``.
+        kind: of the noise, as given to the model.
 
     Returns:
         Dimensions (chain, draw, [dimension,] lag), each component by itself.
@@ -985,7 +995,7 @@ def mean_squared_displacement(
         >>> import types, xarray as xr
         >>> lead = ("chain", "draw")
         >>> posterior = xr.Dataset({"hurst": (lead, [[0.25, 0.5]]), "diffusion": (lead, [[2.0, 1.0]])})
-        >>> msd = mean_squared_displacement(types.SimpleNamespace(posterior=posterior), [1.0, 16.0])
+        >>> msd = mean_squared_displacement(types.SimpleNamespace(posterior=posterior), [1.0, 16.0], kind="I")
         >>> msd.values.tolist()
         [[[4.0, 16.0], [1.0, 16.0]]]
     """
@@ -1008,6 +1018,7 @@ def mean_squared_displacement(
             )
         found.append(value)
     index, spread = found
+    _check_choice("kind", kind, ("I", "II"), "mean_squared_displacement")
     inner = [dim for dim in spread.dims if dim not in ("chain", "draw")]
     if len(inner) > 1 or (inner and inner[0] == "driver"):
         raise ValueError(
@@ -1017,6 +1028,10 @@ def mean_squared_displacement(
     if "driver" in index.dims:
         index = index.rename(driver=inner[0]) if inner else index.rename(driver="dimension")
     result = spread**2 * lag ** (2 * index)
+    if kind == "II":
+        h = jnp.asarray(index.values, float)
+        late = 2 * h * jnp.exp(2 * jax.scipy.special.gammaln(h + 0.5)) * unnormalised_variance(h)
+        result = result * index.copy(data=np.asarray(late))
     rest = [dim for dim in result.dims if dim not in ("chain", "draw", "lag")]
     lead = [dim for dim in ("chain", "draw") if dim in result.dims]
     return result.transpose(*lead, *rest, "lag").rename("mean_squared_displacement")
@@ -1036,8 +1051,8 @@ def drift_field(
         fit: of :func:`sde`.
         states: ``(S,)``, or ``(S, D)`` in ``D`` dimensions.
         drift: as given to the model.
-        params: values of ``numpyro.param`` sites of the drift, such as ``{"drift$params": ...}`` for a
-            network that was learnt by variational inference.
+        params: values of ``numpyro.param`` sites of the drift. A network given as a module needs none: what
+            variational inference learnt of it is in the fit.
         time: at which a drift that depends on time is taken.
 
     Returns:
@@ -1060,6 +1075,8 @@ def drift_field(
     if states.ndim not in (1, 2):
         raise ValueError(f"drift_field(): `states` must be (S,) or (S, D); got shape {states.shape}.")
     draws, lead = _draws(fit)
+    if params is None and isinstance(drift, eqx.Module):
+        params = _learnt(fit, drift)
 
     def one(values):
         with (
@@ -1074,6 +1091,17 @@ def drift_field(
     dims = ["chain", "draw", "at", *(["dimension"] if states.ndim == 2 else [])]
     coords = {"at": states} if states.ndim == 1 else {}
     return xr.DataArray(field.reshape((*lead, *field.shape[1:])), dims=dims, coords=coords, name="drift")
+
+
+def _learnt(fit: Any, network: eqx.Module) -> dict[str, Any]:
+    """The arrays of a network of the model, from the group ``params`` of a variational fit."""
+    group = getattr(fit, "params", None)
+    if group is None:
+        return {}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(eqx.filter(network, eqx.is_inexact_array))
+    name = "drift$params"
+    found = [jnp.asarray(group[name + jax.tree_util.keystr(path)].values) for path, _ in leaves]
+    return {name: jax.tree.unflatten(tree, found)}
 
 
 def smoothed_state(

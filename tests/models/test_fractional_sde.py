@@ -19,6 +19,7 @@ from numpyro.infer.util import log_density
 
 import sojourn as sj
 from sojourn.models import fractional_sde as fs
+from sojourn.ops.fractional import covariance
 
 RNG = np.random.default_rng(2)
 Y = 0.3 * np.cumsum(RNG.normal(size=12))
@@ -295,7 +296,7 @@ def test_questions_of_a_fit(marginal_fit):
     error = float(fit.posterior["observation_noise"].max())
     assert (np.abs(seen["mean"] - y[~np.isnan(y)]) < 5 * error).all()
     assert float(path["sd"].sel(time=times[4])) > float(path["sd"].sel(time=times[3]))
-    msd = fs.mean_squared_displacement(fit, [1.0, 4.0])
+    msd = fs.mean_squared_displacement(fit, [1.0, 4.0], kind="I")
     assert msd.dims == ("chain", "draw", "lag")
     np.testing.assert_allclose(msd.sel(lag=1.0), fit.posterior["diffusion"] ** 2, rtol=1e-6)
     np.testing.assert_allclose(
@@ -311,7 +312,7 @@ def test_displacement_by_dimension():
         }
     )
     fit = types.SimpleNamespace(posterior=posterior)
-    assert fs.mean_squared_displacement(fit, [3.0]).values.tolist() == [[[[3.0], [36.0]]]]
+    assert fs.mean_squared_displacement(fit, [3.0], kind="I").values.tolist() == [[[[3.0], [36.0]]]]
     with pytest.raises(ValueError, match="`lags` must be"):
         fs.mean_squared_displacement(fit, [0.0])
     with pytest.raises(ValueError, match="the fit has no `diffusion`; give it"):
@@ -319,6 +320,17 @@ def test_displacement_by_dimension():
     mixed = posterior.assign(diffusion=(("chain", "draw", "dimension", "driver"), np.ones((1, 1, 2, 2))))
     with pytest.raises(ValueError, match="a diffusion matrix mixes its drivers"):
         fs.mean_squared_displacement(types.SimpleNamespace(posterior=mixed), [1.0])
+
+
+@pytest.mark.parametrize("hurst", [0.1, 0.7])
+def test_late_displacements_of_type_two(hurst, x64):
+    """A step of one after 1e5, from the exact covariance; what is left of the start is below 1e-3."""
+    posterior = xr.Dataset(
+        {"hurst": (("chain", "draw"), [[hurst]]), "diffusion": (("chain", "draw"), [[2.0]])}
+    )
+    msd = fs.mean_squared_displacement(types.SimpleNamespace(posterior=posterior), [1.0])
+    c = np.asarray(covariance(np.array([1e5, 1e5 + 1.0]), hurst, kind="II"))
+    assert float(msd[0, 0, 0]) == pytest.approx(4.0 * (c[0, 0] + c[1, 1] - 2 * c[0, 1]), rel=1e-3)
 
 
 def test_field_of_a_network():
@@ -331,6 +343,12 @@ def test_field_of_a_network():
     assert field.dims == ("chain", "draw", "at", "dimension")
     expected = jax.vmap(eqx.combine(learnt, network))(states.astype(np.float32))
     np.testing.assert_allclose(field[0, 1], expected, rtol=1e-5)
+    kept = {
+        f"drift$params{jax.tree_util.keystr(k)}": v for k, v in jax.tree_util.tree_leaves_with_path(learnt)
+    }
+    group = xr.Dataset({n: ([f"{n}_{i}" for i in range(np.ndim(v))], np.asarray(v)) for n, v in kept.items()})
+    read = fs.drift_field(types.SimpleNamespace(posterior=posterior, params=group), states, drift=network)
+    np.testing.assert_allclose(read, field)
 
 
 @pytest.mark.slow
