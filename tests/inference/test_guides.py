@@ -150,6 +150,33 @@ def test_exact_for_linear_models(model, y, names, x64):
         np.testing.assert_allclose(bounds, evidence, atol=1e-8)
 
 
+def test_parameters_by_importance_weights(x64):
+    """The mean of exp(bound) is the evidence with the width integrated out (quadrature on 200 points), to four standard
+    errors: the density of the change of variables has to have its sign."""
+    y = jnp.asarray(Y[:4])
+    guide = sj.PseudoObservationGuide(two_sites)
+    guide.setup(y)
+    wide = {
+        **_params(guide, y),
+        "guide_scale_tril": jnp.array([[0.5]]),
+    }  # wider than the prior, so that weights have a variance
+
+    def one(key):
+        return handlers.substitute(handlers.seed(guide.bound, key), data=wide)(y)
+
+    weights = np.exp(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 2000)))
+
+    widths = np.exp(np.linspace(-1.6, 1.6, 200))
+    log_z = jax.jit(jax.vmap(lambda w: _evidence(two_sites, y, ("level_0", "trend", "level"), {"width": w})))(
+        widths
+    )
+    prior = np.exp(-0.5 * (np.log(widths) / 0.3) ** 2) / (0.3 * np.sqrt(2 * np.pi))
+    evidence = (np.exp(log_z) * prior).sum() * (np.log(widths[1]) - np.log(widths[0]))
+    error = weights.std() / np.sqrt(len(weights))
+    assert abs(weights.mean() - evidence) < 4 * error
+    assert error < 0.1 * evidence
+
+
 def _params(guide, *args):
     trace = handlers.trace(handlers.seed(guide, 0)).get_trace(*args)
     return {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
