@@ -190,7 +190,8 @@ class PseudoObservationGuide(PathGuideBase):
     def _amortise(
         self, system, args, kwargs, vector, params, trained, extra, states, spread
     ) -> dict[str, Any]:
-        call = system.start(args, kwargs, vector, jnp.zeros((system.num_systems, system.num_initial)), params)
+        nothing = jnp.zeros((system.num_systems, system.num_initial))
+        call, _ = system.start(args, kwargs, vector, nothing, params)
         features = np.asarray(self._features(system, args, kwargs, call), float)
         sizes = (
             system.num_states,

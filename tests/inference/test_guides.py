@@ -240,6 +240,24 @@ def test_amortised_fit_reads_new_series(trained):
     assert all(np.array_equal(old[n], now[n]) for n in old)
 
 
+def test_amortised_pseudo_observations():
+    """The encoder in place of free corrections: the bound rises, and a series of another length is read."""
+    guide = partial(sj.PseudoObservationGuide, encoder="conv", width=8)
+    engine = {"num_particles": 2, "block_size": 100, "max_steps": 300}
+    y = np.random.default_rng(3).poisson(1.0, 20)
+    fit = sj.fit(counts, y, engine=sj.Variational(guide, **engine), num_samples=50, progress_bar=False)
+    elbo = _arviz.group(fit, "sample_stats")["elbo"].values[0]
+    assert elbo[-50:].mean() > elbo[:10].mean()
+    assert not any(n.startswith("guide_series") for n in _arviz.group(fit, "params"))
+    new = np.array([0, 0, 0, 0, 6, 7, 6, 8])
+    read = sj.fit(
+        counts, new, engine=sj.Variational(guide, trained=fit), num_samples=200, progress_bar=False
+    )
+    assert read.attrs["num_steps"] == 0
+    path = _arviz.group(read, "posterior")["x"].mean(("chain", "draw"))
+    assert float(path[5:].mean()) > float(path[:4].mean()) + 0.3
+
+
 def test_params_of_a_fit(trained):
     found = _arviz.group(trained, "params")
     assert any(n.startswith("guide_encoder") for n in found)
