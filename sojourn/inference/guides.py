@@ -385,9 +385,8 @@ class PathGuide(PathGuideBase):
             features = np.asarray(self._features(system, args, kwargs, call), float)
             start |= standard(features, trained, self.prefix)
             extra["encoder"] = build_encoder(self._encoder, features.shape[-1], context, self._width, keys[0])
-            found = jax.eval_shape(
-                extra["encoder"], jax.ShapeDtypeStruct((len(features), features.shape[-1]), float)
-            )
+            seen = jax.ShapeDtypeStruct((len(features), features.shape[-1]), jnp.result_type(float))
+            found = jax.eval_shape(extra["encoder"], seen)
             if len(found.shape) != 2 or found.shape[0] != system.length:
                 raise ValueError(
                     f"The encoder makes shape {found.shape} of {system.length} steps: it must be (time, context)."
