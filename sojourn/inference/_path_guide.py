@@ -328,9 +328,8 @@ class PathGuideBase:
 
     # ------------------------------------------------------------------------------------- reading the data
 
-    def _features(self, plan_like: Any, args, kwargs, call: ScanCall) -> Array:
+    def _features(self, system: PathSystem, args, kwargs, call: ScanCall) -> Array:
         """``(T, systems, inputs)``: what the encoder reads, before it is standardised."""
-        system: PathSystem = plan_like
         if self._data is not None:
             given = jnp.asarray(self._data(*args, **kwargs), float)
             if given.ndim == 2:
