@@ -12,6 +12,7 @@ from sojourn.distributions._fractional_brownian_motion import (
     FractionalGaussianNoise,
 )
 from sojourn.distributions._hidden_markov import HiddenMarkov
+from sojourn.distributions._law_rows import CompetingLaws, LawRows, LogLinearLaws
 from sojourn.distributions._linear_gaussian import LinearGaussian
 from sojourn.distributions._markov_jump_path import MarkovJumpPath, stack_paths
 from sojourn.distributions._noisy_signs import NoisySigns
@@ -22,14 +23,17 @@ from sojourn.distributions._sign_runs import SignRuns
 __all__ = [
     "KINDS",
     "CensoredExcursion",
+    "CompetingLaws",
     "ExcursionTime",
     "FractionalBrownianMotion",
     "FractionalGaussianNoise",
     "HiddenJumpProcess",
     "HiddenMarkov",
     "IIAInvalidError",
+    "LawRows",
     "LevelExcursionTime",
     "LinearGaussian",
+    "LogLinearLaws",
     "MarkovJumpPath",
     "NoisySigns",
     "Ordered",
