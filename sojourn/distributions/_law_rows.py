@@ -60,7 +60,7 @@ class _Pooled(dist.Distribution):
 
     def _begin(self, rows: LawRows, probs: Any, validate_args: bool | None) -> None:
         self.rows = LawRows(*rows)
-        self.probs = self.rows.probs if probs is None else probs
+        self.probs = (self.rows.probs if probs is None else probs).astype(jnp.result_type(float))
         super().__init__(
             batch_shape=tuple(np.shape(rows.law)[:-1]),
             event_shape=tuple(np.shape(rows.attribute)[-1:]),
@@ -256,7 +256,7 @@ class LogLinearLaws(_Pooled):
         num_labels = 1 + label.shape[-2] * label.shape[-1]
         codes = jnp.arange(num_labels)
         size = jnp.asarray(rows.size)
-        kappa = (1 - self.noise) / self.noise * size[..., None]
+        kappa = (1 - self.noise) / self.noise * size
         named = (self.probs[..., 0, :, None] * (label[..., None] == codes)).sum(-2)  # (U, M, J)
         named = jnp.where(rows.uniform, 1.0 / size[..., None], named)
 

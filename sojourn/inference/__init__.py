@@ -5,6 +5,7 @@ from sojourn.inference._calibrate import calibrate
 from sojourn.inference._decode import decode_paths
 from sojourn.inference._fit import fit
 from sojourn.inference._malt import MALT
+from sojourn.inference._map import MaximumAPosteriori
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
 from sojourn.inference._params import trained_model
@@ -23,6 +24,14 @@ from sojourn.inference._variational import Variational
 from sojourn.inference._whole_data import whole_data
 from sojourn.inference.amortized import AmortizedJumpProcess, amortized_jump_process
 from sojourn.inference.guides import PathGuide, PseudoObservationGuide
+from sojourn.inference.trajectory_weights import (
+    advantage_weights,
+    effective_sample_size,
+    positive_sided_variance,
+    return_weights,
+    top_fraction_weights,
+    weighted,
+)
 
 __all__ = [
     "MALT",
@@ -31,6 +40,7 @@ __all__ = [
     "AmortizedJumpProcess",
     "BlockedGibbs",
     "ConditionalSMC",
+    "MaximumAPosteriori",
     "ParticleGibbs",
     "ParticleMarginal",
     "PathGuide",
@@ -44,17 +54,23 @@ __all__ = [
     "TokenWalk",
     "UnderdampedLangevin",
     "Variational",
+    "advantage_weights",
     "amortized_jump_process",
     "calibrate",
     "decode_paths",
+    "effective_sample_size",
     "fit",
     "marginalizable",
     "marginalize",
     "paris",
     "particle_filter",
     "particle_log_likelihood",
+    "positive_sided_variance",
     "ppg",
     "read_scan",
+    "return_weights",
+    "top_fraction_weights",
     "trained_model",
+    "weighted",
     "whole_data",
 ]

@@ -33,6 +33,7 @@ from sojourn.inference._check_model import (
 from sojourn.inference._gradient_kernel import GradientKernel
 from sojourn.inference._initial import compiled_once, compiled_start, init_to_hint
 from sojourn.inference._malt import MALT
+from sojourn.inference._map import MaximumAPosteriori
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
 from sojourn.inference._params import flat_params, params_dataset, with_params
@@ -51,7 +52,7 @@ from sojourn.inference._whole_data import whole_data
 
 __all__ = ["ENGINES", "Engine", "fit", "is_gradient_kernel", "resolve_engine"]
 
-Engine = str | Variational | ScoreAscent | Callable[[Callable[..., Any]], MCMCKernel]
+Engine = str | Variational | ScoreAscent | MaximumAPosteriori | Callable[[Callable[..., Any]], MCMCKernel]
 
 
 def _nuts(model: Callable[..., Any]) -> NUTS:
@@ -64,6 +65,7 @@ ENGINES: dict[str, Any] = {
     "particle_gibbs": ParticleGibbs,
     "particle_marginal": ParticleMarginal,
     "score_ascent": ScoreAscent(),
+    "map": MaximumAPosteriori(),
     "blocked_gibbs": BlockedGibbs,
     "langevin": MALT,
     "mclmc": MCLMC,
@@ -107,19 +109,20 @@ def fit(
             :class:`~sojourn.inference.Variational`), ``"particle_gibbs"``
             (:class:`~sojourn.inference.ParticleGibbs`, for models with a ``scan``), ``"particle_marginal"``
             (:class:`~sojourn.inference.ParticleMarginal`, likewise), ``"score_ascent"`` (maximum likelihood;
-            :class:`~sojourn.inference.ScoreAscent`), ``"blocked_gibbs"``
+            :class:`~sojourn.inference.ScoreAscent`), ``"map"`` (the posterior mode, one draw without intervals;
+            :class:`~sojourn.inference.MaximumAPosteriori`), ``"blocked_gibbs"``
             (:class:`~sojourn.inference.BlockedGibbs`), ``"langevin"`` (:class:`~sojourn.inference.MALT`),
             ``"mclmc"``, ``"adjusted_mclmc"``, ``"underdamped_langevin"``
             (:class:`~sojourn.inference.MCLMC`, :class:`~sojourn.inference.AdjustedMCLMC`,
             :class:`~sojourn.inference.UnderdampedLangevin`), ``"stochastic_gradient"``
             (:class:`~sojourn.inference.StochasticGradientLangevin`, for models with a subsampled plate),
             ``"auto"`` (NUTS, MALT or MCLMC by the dimension and structure of the model; the attribute
-            ``engine_choice`` says which and why), a configured ``Variational(...)`` or ``ScoreAscent(...)``, or
-            any callable
+            ``engine_choice`` says which and why), a configured ``Variational(...)``, ``ScoreAscent(...)`` or
+            ``MaximumAPosteriori(...)``, or any callable
             ``model -> numpyro.infer.mcmc.MCMCKernel``, such as ``partial(NUTS, target_accept_prob=0.95)``. An
             engine that follows gradients gets a model with finite discrete sites in its ``scan`` with these
             summed out (:func:`~sojourn.inference.marginalize`); the attribute ``summed_out`` names them.
-        num_samples: draws kept from each chain.
+        num_samples: draws kept from each chain (a posterior mode is one).
         num_warmup: draws of adaptation before them (MCMC).
         num_chains: chains (MCMC; variational draws are independent and make one chain).
         seed: the same seed on the same machine gives the same draws.
@@ -187,9 +190,10 @@ def fit(
     model = prepared(model)
     check_scans(model, bare_args, bare_kwargs)
     chooses = engine_of == "auto"
-    runs_itself = isinstance(engine_of, Variational | ScoreAscent)
+    runs_itself = isinstance(engine_of, Variational | ScoreAscent | MaximumAPosteriori)
+    few_draws = isinstance(engine_of, Variational | MaximumAPosteriori)
     kernel = None if runs_itself or chooses else _kernel(engine_of, model)
-    follows_gradient = chooses or isinstance(engine_of, Variational) or is_gradient_kernel(kernel)
+    follows_gradient = chooses or few_draws or is_gradient_kernel(kernel)
     summed_out = marginalizable(model, bare_args, bare_kwargs) if follows_gradient else ()
     if summed_out:
         model = marginalize(model)
@@ -206,7 +210,7 @@ def fit(
     check_data(trace)
     warm = None if warm_start is None else read_warm_start(warm_start, trace)
     if follows_gradient:
-        follower = "variational inference" if runs_itself else engine_name
+        follower = "variational inference" if isinstance(engine_of, Variational) else engine_name
         check_gradient_engine(trace, follower)
         check_model_gradient(whole, bare_args, bare_kwargs, trace, follower, key_check)
     choice = None
@@ -223,8 +227,8 @@ def fit(
     if kernel is None:
         options = {"num_samples": num_samples, "key": key_run, "progress_bar": progress_bar}
         if warm is not None:
-            if isinstance(engine_of, ScoreAscent):
-                refuse_warm_start("ScoreAscent")
+            if not isinstance(engine_of, Variational):
+                refuse_warm_start(type(engine_of).__name__)
             options["warm_start"] = warm
         run = engine_of.run(model, bare_args, bare_kwargs, **options)
         draws, stats, attrs = run.draws, run.stats, run.attrs
@@ -252,8 +256,8 @@ def fit(
     if params:
         whole = with_params(whole, flat_params(params))
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
-    # Variational draws are few, and their evaluation a single pass: what counts is how fast it compiles.
-    with compiled_once() if isinstance(engine_of, Variational) else nullcontext():
+    # Such draws are few, and their evaluation a single pass: what counts is how fast it compiles.
+    with compiled_once() if few_draws else nullcontext():
         evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
     stats.setdefault("lp", evaluation.log_joint)
     attrs |= {
@@ -294,6 +298,8 @@ def resolve_engine(engine: Engine) -> tuple[Any, str]:
         return engine, "svi"
     if isinstance(engine, ScoreAscent):
         return engine, "score_ascent"
+    if isinstance(engine, MaximumAPosteriori):
+        return engine, "map"
     if not callable(engine):
         raise ValueError(f"`engine` must be a name or a callable `model -> MCMCKernel`, not {engine!r}.")
     base = getattr(engine, "func", engine)

@@ -31,18 +31,38 @@ from sojourn.models.laws._answers import Ranking, edit_distance
 from sojourn.models.laws._law import Effect, Law, Outcome, anywhere, law, one_of, when
 from sojourn.models.laws._routing import Routed
 from sojourn.models.laws._space import Objects, Space, cells, levels
+from sojourn.models.laws._stochasticity import (
+    CyclicDrift,
+    Hidden,
+    NoisyWorld,
+    RandomAction,
+    RandomEvent,
+    Represented,
+    RoutedSeries,
+    StickyAction,
+    SuddenDrift,
+)
 from sojourn.models.laws._world import World
 from sojourn.models.laws.crafter import crafter_laws, crafter_refresh, crafter_space, wrong_crafter_laws
 from sojourn.models.laws.meadow import meadow_laws, meadow_space, wrong_meadow_laws
 
 __all__ = [
+    "CyclicDrift",
     "Effect",
+    "Hidden",
     "Law",
+    "NoisyWorld",
     "Objects",
     "Outcome",
+    "RandomAction",
+    "RandomEvent",
     "Ranking",
+    "Represented",
     "Routed",
+    "RoutedSeries",
     "Space",
+    "StickyAction",
+    "SuddenDrift",
     "World",
     "anywhere",
     "cells",

@@ -157,11 +157,13 @@ class Answers:
             values |= {"weight": rate, "frame": np.full(len(self.space), change)}
         return SimpleNamespace(posterior={n: np.asarray(v)[None, None] for n, v in values.items()})
 
-    def _beliefs(self, fit: Any, num_draws: int | None) -> dict[str, jax.Array]:
-        """Values of the sites with a leading axis of draws, evenly thinned."""
+    def beliefs(
+        self, fit: Any, num_draws: int | None = None, more: Sequence[str] = ()
+    ) -> dict[str, jax.Array]:
+        """Values of the sites of a fit (and of ``more``) with a leading axis of draws, evenly thinned."""
         posterior = fit.posterior
         wanted = ["hazard", "change"] if self.pool == "hazard" else ["weight", "frame"]
-        wanted += list(self.parameters)
+        wanted += [*self.parameters, *more]
         for name in wanted:
             if name not in posterior:
                 raise ValueError(f"This is no fit of this world: it has no {name!r}.")
@@ -204,7 +206,7 @@ class Answers:
         """
         import xarray as xr
 
-        values = self._transitions(self._beliefs(fit, num_draws), routed)
+        values = self._transitions(self.beliefs(fit, num_draws), routed)
         return xr.DataArray(values[None], dims=("chain", "draw", "transition"), name="log_likelihood")
 
     def _transitions(self, beliefs: Beliefs, routed: Routed) -> np.ndarray:
@@ -230,7 +232,7 @@ class Answers:
             ``(T,)``: log of the mean probability.
         """
         routed = self.route(states, actions, next_states)
-        return self._log_mean(self._transitions(self._beliefs(fit, num_draws), routed))
+        return self._log_mean(self._transitions(self.beliefs(fit, num_draws), routed))
 
     @staticmethod
     def _log_mean(values: np.ndarray) -> np.ndarray:
@@ -323,7 +325,7 @@ class Answers:
         if num_paths < 1:
             raise ValueError(f"simulate: `num_paths` must be at least 1, not {num_paths}.")
         self.look(state, plan[0])
-        beliefs = self._beliefs(fit, None)
+        beliefs = self.beliefs(fit, None)
         total = len(next(iter(beliefs.values())))
         key = jax.random.key(seed)
         which = jax.random.permutation(key, jnp.arange(num_paths) % total)

@@ -12,7 +12,7 @@ import numpy as np
 from sojourn.models.laws._law import Effect, Law, View
 from sojourn.models.laws._space import ALIVE, GONE, Attribute, Space
 
-__all__ = ["Cast", "LawShape", "Write", "cast_one", "numeric", "shapes_of", "with_updates"]
+__all__ = ["Cast", "LawShape", "Write", "cast_one", "numeric", "shapes_of", "with_shape", "with_updates"]
 
 
 class Write(NamedTuple):
@@ -129,7 +129,7 @@ def cast_one(
                 raise ValueError(
                     f"law {law.name!r} writes {name!r}, which the space lacks; it has {', '.join(space.attributes)}."
                 )
-            codes = [attribute.encode(v) for v in outcome.values]
+            codes = [jnp.int32(0)] if outcome.uniform else [attribute.encode(v) for v in outcome.values]
             if any(c.shape for c in codes):
                 what = "a pair (x, y)" if attribute.kind == "cells" else "one number"
                 raise ValueError(f"law {law.name!r}: the value it writes to {name!r} must be {what}.")
@@ -173,3 +173,10 @@ def shapes_of(
         )
         found.append(shape["shape"])
     return found
+
+
+def with_shape(one: Any, states: Any, actions: Any) -> tuple[LawShape, Cast]:
+    """``one(state, action, shape)`` over stacked states, and what it put into ``shape``."""
+    shape: dict[str, Any] = {}
+    cast = jax.jit(jax.vmap(lambda s, a: one(s, a, shape)))(states, actions)
+    return shape["shape"], cast

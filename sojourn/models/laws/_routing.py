@@ -154,7 +154,9 @@ class Router:
                 attribute = self.space.attributes.get(name)
                 if attribute is None or attribute.field == GONE:
                     continue
-                hidden = (after if fresh else before)[:, attribute.first : attribute.first + attribute.slots]
+                hidden: Any = (after if fresh else before)[
+                    :, attribute.first : attribute.first + attribute.slots
+                ]
                 if not hidden.any():
                     continue
                 if not own:

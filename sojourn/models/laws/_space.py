@@ -173,7 +173,8 @@ class Space:
             raise ValueError(
                 f"Space: {name!r} is no name for an attribute: it means something else to a law."
             )
-        kind, height, labels = "plain", 1, ()
+        kind, height = "plain", 1
+        labels: tuple[str, ...] = ()
         if isinstance(declared, Levels):
             kind, size = "levels", declared.size
         elif isinstance(declared, Cells):
@@ -225,7 +226,7 @@ class Space:
                 exists.append(alive)
                 continue
             raw = self._raw(states, attribute, what)
-            shape = (attribute.slots,) if attribute.group else ()
+            shape: tuple[int, ...] = (attribute.slots,) if attribute.group else ()
             shape += (2,) if attribute.kind == "cells" else ()
             if raw.ndim != 1 + len(shape) or raw.shape[1:] != shape:
                 raise ValueError(

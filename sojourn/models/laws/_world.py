@@ -22,6 +22,7 @@ from sojourn.models.laws._imagine import Beliefs, levels_of
 from sojourn.models.laws._law import Law
 from sojourn.models.laws._routing import Routed, Router
 from sojourn.models.laws._space import Space
+from sojourn.models.laws._stochasticity import NoisyWorld
 
 __all__ = ["World"]
 
@@ -98,11 +99,8 @@ class World(Answers):
         >>> seen
         Routed(300 transitions, 300 situations, 3 of them different)
         >>> fit = sj.fit(world.model, seen, num_chains=2, num_warmup=300, num_samples=300, progress_bar=False)
-        >>> print(world.summary(fit, seen)[["rate", "activations", "verdict"]].round(1))
-                 rate  activations verdict
-        law
-        tire      0.2          1..    real
-        recover   0.0          1..  absent
+        >>> world.summary(fit, seen)["verdict"].to_dict(), round(float(fit.posterior["rate"][..., 0].mean()), 1)
+        ({'tire': 'real', 'recover': 'absent'}, 0.2)
     """
 
     def __init__(
@@ -164,6 +162,7 @@ class World(Answers):
         self.parameters = {
             f"{law.name}.{name}": prior for law in self.laws for name, prior in law.parameters.items()
         }
+        self.levels: list[int] = []
         self._shapes: list[LawShape] | None = None
 
     def __repr__(self) -> str:
@@ -181,11 +180,6 @@ class World(Answers):
         return self._shapes
 
     @functools.cached_property
-    def levels(self) -> list[int]:
-        """The phase in which each law acts."""
-        return levels_of(self.space, self.laws, self.shapes)
-
-    @functools.cached_property
     def cells(self) -> list[np.ndarray]:
         """``(slots, writes)`` by law: which cells it writes."""
         return [shape.cells(law, self.space) for law, shape in zip(self.laws, self.shapes, strict=True)]
@@ -194,8 +188,9 @@ class World(Answers):
         """Read off one state what the laws write; :meth:`route` does so by itself."""
         if self._shapes is None:
             state = numeric(state)
-            self._shapes = shapes_of(self.space, self.laws, state, jnp.asarray(action), self._prior_draw(0))
-            assert self.levels is not None  # laws that wait for each other are found here
+            shapes = shapes_of(self.space, self.laws, state, jnp.asarray(action), self._prior_draw(0))
+            self.levels = levels_of(self.space, self.laws, shapes)
+            self._shapes = shapes
 
     def _prior_draw(self, seed: int) -> dict[str, dict[str, Array]]:
         """Values of the parameters, by law."""
@@ -327,7 +322,7 @@ class World(Answers):
         Args:
             routed: what :meth:`route` returned; ``None`` for the prior alone.
         """
-        beliefs = self._sample_beliefs()
+        beliefs = self.sample_beliefs()
         if routed is None:
             return
         num = routed.rows.num_rows
@@ -336,13 +331,14 @@ class World(Answers):
                 "next", self.situation_law(beliefs, routed), obs=routed.value, infer={"event_dims": ["cell"]}
             )
 
-    def _sample_beliefs(self) -> dict[str, Any]:
+    def sample_beliefs(self) -> dict[str, Any]:
+        """The latent sites of the model."""
         laws = {"event_dims": ["law"], "event_coords": {"law": self.names}, "dims_of": {"rate": ["law"]}}
         attributes = {"event_dims": ["attribute"], "event_coords": {"attribute": list(self.space.attributes)}}
         num = len(self.space)
         beliefs: dict[str, Any] = {}
         if self.pool == "hazard":
-            beliefs["hazard"] = numpyro.sample("hazard", self._hazard_prior(), infer=laws)
+            beliefs["hazard"] = numpyro.sample("hazard", self.hazard_prior(), infer=laws)
             numpyro.deterministic("rate", -jnp.expm1(-beliefs["hazard"]))
             change = self.change.expand((num,)).to_event(1)
             beliefs["change"] = numpyro.sample("change", change, infer=attributes)
@@ -356,14 +352,30 @@ class World(Answers):
             beliefs[name] = numpyro.sample(name, prior)
         return beliefs
 
-    def _hazard_prior(self) -> dist.Distribution:
-        priors = [law.prior or self.prior for law in self.laws]
+    def hazard_prior(self, which: Sequence[int] | None = None) -> dist.Distribution:
+        """Prior of the hazards of all laws, or of some."""
+        chosen = self.laws if which is None else [self.laws[i] for i in which]
+        priors = [law.prior or self.prior for law in chosen]
         one = np.array([float(p.concentration1) for p in priors])
         zero = np.array([float(p.concentration0) for p in priors])
         if np.all(one == 1):  # 1 - rate is Beta(b, 1), so that the hazard is exponential
             return dist.Exponential(jnp.asarray(zero, jnp.result_type(float))).to_event(1)
         beta = dist.Beta(jnp.asarray(one, jnp.result_type(float)), jnp.asarray(zero, jnp.result_type(float)))
         return dist.TransformedDistribution(beta, [_RateToHazard()]).to_event(1)
+
+    def under(self, *transforms: Any) -> NoisyWorld:
+        """This world under some kinds of stochasticity, from the laws outwards.
+
+        Args:
+            *transforms: :class:`RandomAction` or :class:`StickyAction`, :class:`RandomEvent`, :class:`SuddenDrift` or
+                :class:`CyclicDrift`, :class:`Hidden`, :class:`Represented`.
+
+        Example:
+            >>> from sojourn.models.laws import RandomAction, World, meadow_laws, meadow_space
+            >>> World(meadow_space(), meadow_laws()).under(RandomAction(6)).action.site
+            'random_action'
+        """
+        return NoisyWorld(self, transforms)
 
     def situation_law(self, beliefs: Beliefs, routed: Routed) -> CompetingLaws | LogLinearLaws:
         """The law of the labels of all situations, given values of the sites."""
