@@ -17,6 +17,7 @@ import numpyro
 
 import sojourn as sj
 from sojourn.environments import Meadow, hooks, record
+from sojourn.environments.meadow import WALLS
 from sojourn.models.laws import (
     CyclicDrift,
     RandomAction,
@@ -24,10 +25,10 @@ from sojourn.models.laws import (
     StickyAction,
     SuddenDrift,
     World,
-    anywhere,
     law,
     meadow_laws,
     meadow_space,
+    one_of,
     when,
     wrong_meadow_laws,
 )
@@ -35,13 +36,16 @@ from sojourn.models.laws import (
 TRUE = {"walk": 0.9, "tire": 0.2, "rest": 1.0, "pick": 0.7, "seasons": 0.1, "bite": 0.3, "roam": 0.5}
 
 
+FREE = np.argwhere(~WALLS)
+
+
 @law
 def gust(s, a):
-    return when(True, pos=anywhere())
+    return when(True, pos=one_of(FREE))
 
 
 def blow(rng, state, after):
-    return {"pos": rng.integers(0, 8, 2)}
+    return {"pos": rng.choice(FREE)}
 
 
 def fitted(model, seen):

@@ -21,7 +21,8 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     The findings, each only where it applies to the fit:
 
     - `finite`: number of posterior values that are NaN or infinite, which must be zero.
-    - `convergence`: for variational fits that say so (`fit.attrs["converged"]`).
+    - `convergence`: for optimisers that say so (`fit.attrs["converged"]`). Of a point estimate
+      (`fit.attrs["point_estimate"]`, as `engine="map"` gives) this and `finite` are all that can be said.
     - `rhat`: largest rank-normalised split R-hat, below 1.01, and `ess_bulk`, `ess_tail`: smallest effective
       sample sizes, at least 100 a chain (Vehtari et al. 2021, Bayesian Analysis 16:667-718). Entries that
       never vary are left out, and so are these three for variational fits (`fit.attrs["engine"] == "svi"`),
@@ -79,6 +80,9 @@ def check(fit: Any, *, label_dims: Sequence[str] = ("state",)) -> Check:
     findings = [_findings.finite(numeric)]
     if "converged" in attrs:
         findings.append(_findings.convergence(attrs["converged"]))
+    if attrs.get("point_estimate"):
+        subject = "a point estimate without intervals"
+        return Check(tuple(findings), f"{engine}, {subject}" if engine else subject)
     ranked = numeric.map(_findings.ranked)
     varying = ranked.map(_findings.varying_entries)
     if engine != "svi" and not attrs.get("ergodic_averages_only"):

@@ -77,7 +77,7 @@ def report(
     (or the ELBO of a variational fit), and intervals of the first 24 scalars; the posterior predictive over
     `time`, with the observations on top; the predictive calibration (see
     `sojourn.diagnostics.predictive.pit`); and posterior variables over `time`, such as hidden paths. Parts
-    for which the fit holds nothing are left out.
+    for which the fit holds nothing are left out; a point estimate has its check, its values and your sections.
 
     Args:
         fit: An ArviZ container.
@@ -125,10 +125,11 @@ def report(
         parts = [("", check_html(check(fit, label_dims=label_dims)))]
         parts += _summary(chosen, attrs)
         parts += [(section.title, _section_html(section)) for section in sections]
-        parts += _parameter_plots(fit, chosen, attrs)
-        parts += _predictive(fit)
-        parts += _calibration(fit)
-        parts += _paths(posterior)
+        if not attrs.get("point_estimate"):  # one draw has no spread to draw
+            parts += _parameter_plots(fit, chosen, attrs)
+            parts += _predictive(fit)
+            parts += _calibration(fit)
+            parts += _paths(posterior)
     page = page_html(title or "Report on a fit", _facts(posterior, attrs), parts, _versions(attrs))
     path.write_text(page, encoding="utf-8")
     if open_browser:
@@ -191,7 +192,11 @@ def _left_out(count: int, what: str = "scalars") -> str:
 def _facts(posterior: xr.Dataset, attrs: Mapping[str, Any]) -> str:
     chains, draws = posterior.sizes["chain"], posterior.sizes["draw"]
     facts = [f"engine {attrs['engine']}"] if "engine" in attrs else []
-    facts.append(f"{chains} chain{'s' * (chains > 1)} × {draws} draws")
+    facts.append(
+        "point estimate"
+        if attrs.get("point_estimate")
+        else f"{chains} chain{'s' * (chains > 1)} × {draws} draws"
+    )
     if "seed" in attrs:
         facts.append(f"seed {attrs['seed']}")
     seconds = attrs.get("seconds", attrs.get("sampling_time"))
@@ -218,10 +223,13 @@ def _summary(chosen: xr.Dataset, attrs: Mapping[str, Any]) -> list[tuple[str, st
     if not chosen.data_vars:
         return []
     table, left_out = scalars(chosen, MAX_TABLED)
-    independent = attrs.get("engine") == "svi"
-    frame = _arviz.summary(
-        _arviz.container({"posterior": table}), kind="stats" if independent else "all", rounded=False
-    )
+    if attrs.get("point_estimate"):
+        frame = table.isel(chain=0, draw=0, drop=True).to_array("").to_dataframe("estimate")
+    else:
+        independent = attrs.get("engine") == "svi"
+        frame = _arviz.summary(
+            _arviz.container({"posterior": table}), kind="stats" if independent else "all", rounded=False
+        )
     note = f"<p>{html.escape(_left_out(left_out).strip())}</p>" if left_out else ""
     return [("Summary", table_html(frame) + note)]
 

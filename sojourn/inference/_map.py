@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, transforms
-from numpyro.infer import init_to_median, init_to_sample
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import helpful_support_errors
 from tqdm.auto import tqdm
 
@@ -28,10 +28,13 @@ __all__ = ["MaximumAPosteriori"]
 
 _REACH = 16.0  # half the width of the box, in unconstrained coordinates
 _MOVED = 2.0  # how far from the first start others begin, at most, likewise
+_MEDIAN_OF = 15  # draws of the prior whose median is the first start, as in NumPyro's init_to_median
 _TRIES = 20  # draws for one start until the density is finite
 _MEMORY = 20  # pairs of steps and gradients that L-BFGS keeps
-_ROUNDS = 5  # searches in a row, each from where the last one ended
-_POLISH = 20  # steps by the gradient alone, after each
+_DENSE = 100  # most coordinates whose curvature is measured by differences
+_ROUND = 200  # most steps of L-BFGS before it is
+_POLISH = 20  # most Newton steps after a round of L-BFGS
+_FLAT = 1e-6  # curvatures below this share of the largest, each coordinate in its own scale, count as this
 _SAME = 0.01  # nats between restarts that count as having found the same mode
 
 
@@ -108,11 +111,15 @@ class MaximumAPosteriori:
         All 2 checks passed (map, a point estimate without intervals).
     """
 
-    def __init__(self, *, num_restarts: int = 4, max_steps: int = 2000, tolerance: float = 1e-6):
+    def __init__(self, *, num_restarts: int = 4, max_steps: int = 2000, tolerance: float = 1e-5):
         for name, value in (("num_restarts", num_restarts), ("max_steps", max_steps)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` of MaximumAPosteriori must be a positive integer, not {value!r}.")
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < np.inf:
+        if (
+            isinstance(tolerance, bool)
+            or not isinstance(tolerance, int | float)
+            or not 0 < tolerance < np.inf
+        ):
             raise ValueError(
                 f"`tolerance` of MaximumAPosteriori is a gain in nats, positive and finite, not {tolerance!r}."
             )
@@ -164,7 +171,9 @@ class MaximumAPosteriori:
             "num_steps": peak.num_steps,
             "log_density": peak.log_density,
             "restart_kept": kept,
-            "restart_log_density": json.dumps([None if np.isnan(end) else round(float(end), 6) for end in ends]),
+            "restart_log_density": json.dumps(
+                [None if np.isnan(end) else round(float(end), 6) for end in ends]
+            ),
             "restart_spread": float(np.nanmax(ends) - np.nanmin(ends)),
             "restarts_at_best": int((ends > ends[kept] - max(_SAME, density.rounding(ends[kept]))).sum()),
             "at_bound": ", ".join(density.at_bound(peak.vector)),
@@ -173,49 +182,112 @@ class MaximumAPosteriori:
         return _Run({n: np.asarray(v)[None, None] for n, v in draws.items()}, stats, attrs)
 
     def _climb(self, density: _Density, vector: np.ndarray) -> _Peak:
+        """Rounds of L-BFGS, each followed by Newton's steps, until these would gain no more."""
         from scipy.optimize import minimize  # not needed by `import sojourn`
 
-        steps, converged = 0, False
-        value = density(vector)[0]
-        for _ in range(_ROUNDS):
+        exact = len(vector) <= _DENSE
+        steps, gain = 0, np.inf
+        while True:
+            value, before = density.refer_to(vector), gain
+            left = self.max_steps - steps
             found = minimize(
                 density,
                 vector,
                 jac=True,
                 method="L-BFGS-B",
                 bounds=density.bounds,
-                # It stops for want of progress only; whether it has arrived is for the gradient to say.
+                # It stops for want of progress only; whether it has arrived is for the curvature to say.
                 options={
-                    "maxiter": self.max_steps - steps,
-                    "maxfun": 20 * self.max_steps,
+                    "maxiter": min(left, _ROUND) if exact else left,
+                    "maxfun": 20 * left + 20,
                     "maxcor": _MEMORY,
-                    "ftol": density.precision,
+                    "ftol": density.precision * min(1.0, 1.0 / (1.0 + abs(value))),
                     "gtol": 0.0,
                 },
             )
-            steps += max(int(found.nit), 1)
-            vector, end, gain = self._polish(density, found.x, found.hess_inv)
-            converged = gain <= self.tolerance
-            stalled = not end < value
-            value = end
-            if converged or stalled or steps >= self.max_steps:
-                break
-        return _Peak(vector, -value, steps, converged)
+            density.refer_to(found.x)
+            newton = _Newton(density, found.hess_inv) if exact else _QuasiNewton(found.hess_inv)
+            taken = max(int(found.nit), 1)
+            vector, end, gain, polished = self._polish(density, found.x, newton, min(_POLISH, left - taken))
+            steps += taken + polished
+            stalled = end > value - self.tolerance and gain > 0.5 * before
+            if gain <= self.tolerance or steps >= self.max_steps or stalled:
+                return _Peak(vector, -end, steps, gain <= self.tolerance)
 
-    def _polish(self, density: _Density, vector: np.ndarray, inverse: Any) -> tuple[np.ndarray, float, float]:
-        """Quasi-Newton steps as long as they shrink what the next one would gain; with value and gain at the end."""
+    def _polish(
+        self, density: _Density, vector: np.ndarray, newton: _QuasiNewton, most: int
+    ) -> tuple[np.ndarray, float, float, int]:
+        """Steps by gradient and curvature, as long as they shrink what the next one would gain."""
         value, slope = density(vector)
-        step, gain = density.newton(vector, slope, inverse)
-        for _ in range(_POLISH):
+        step, gain = newton(vector, slope, density.held(vector, slope))
+        for count in range(most):
             if gain <= 1e-3 * self.tolerance:
-                break
-            moved = np.clip(vector + step, *density.bounds.T)
-            value_there, slope = density(moved)
-            step, gain_there = density.newton(moved, slope, inverse)
-            if not (gain_there < 0.5 * gain and value_there <= value + density.rounding(value)):
-                break
-            vector, value, gain = moved, value_there, gain_there
-        return vector, value, gain
+                return vector, value, gain, count
+            for share in (1.0, 0.25):
+                moved = np.clip(vector + share * step, *density.bounds.T)
+                value_there, slope = density(moved)
+                if value_there <= value + density.rounding(value):
+                    break
+            else:
+                return vector, value, gain, count
+            step_there, gain_there = newton(moved, slope, density.held(moved, slope))
+            if not gain_there < 0.9 * gain:
+                return vector, value, gain, count
+            vector, value, step, gain = moved, value_there, step_there, gain_there
+        return vector, value, gain, most
+
+
+class _QuasiNewton:
+    """The step to the maximum of the local parabola, and what it would gain, by the memory of L-BFGS."""
+
+    def __init__(self, inverse: Any):
+        self.inverse = inverse
+
+    def __call__(self, vector: np.ndarray, slope: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, float]:
+        slope = np.where(held, 0.0, slope)
+        step = np.where(held, 0.0, -(self.inverse @ slope))
+        return step, -0.5 * float(slope @ step)
+
+
+class _Newton(_QuasiNewton):
+    """The same by curvatures measured: differences of gradients, over tenths of a standard deviation.
+
+    Over such distances the gradient changes by far more than its rounding, in single precision too, and nothing new
+    is compiled.
+    """
+
+    def __init__(self, density: _Density, inverse: Any):
+        self.density = density
+        size = len(density.bounds)
+        self.spread = np.sqrt(np.abs([(inverse @ row)[i] for i, row in enumerate(np.eye(size))]))
+
+    def __call__(self, vector: np.ndarray, slope: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, float]:
+        free = np.flatnonzero(~held)
+        step = np.zeros_like(vector)
+        if not len(free):
+            return step, 0.0
+        boxed = np.isfinite(self.density.bounds).any(axis=1)
+        # No less than what single precision resolves.
+        least = 1e3 * self.density.precision * (1.0 + np.abs(vector))
+        width = np.clip(0.1 * self.spread, least, np.where(boxed, 0.1, np.inf))
+        rows = []
+        for i in free:
+            there, back = vector.copy(), vector.copy()
+            there[i] += width[i]
+            back[i] -= width[i]
+            rows.append((self.density(there)[1] - self.density(back)[1])[free] / (there[i] - back[i]))
+        curvature = 0.5 * (np.array(rows) + np.array(rows).T)
+        own = np.abs(np.diag(curvature))
+        if not own.any():  # the density is flat
+            own = np.ones_like(own)
+        scale = 1.0 / np.sqrt(np.maximum(own, _FLAT**2 * own.max()))
+        values, axes = np.linalg.eigh(scale[:, None] * curvature * scale)
+        # Where the density curves upwards, a step down the slope as long as if it curved downwards as much.
+        values = np.maximum(np.abs(values), _FLAT * max(np.abs(values).max(), 1.0))
+        pull = axes.T @ (scale * slope[free])
+        step[free] = -scale * (axes @ (pull / values))
+        self.spread[free] = scale
+        return step, 0.5 * float(pull @ (pull / values))
 
 
 class _Density:
@@ -225,29 +297,37 @@ class _Density:
     remembers the best it has seen. Where either is not finite, the value is one that a line search turns back from.
     """
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Array):
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Array
+    ):
         self.model, self.args, self.kwargs = model, args, kwargs
         self.key_trace, self.key_start, key_moves = jax.random.split(key, 3)
         self.moves = np.random.default_rng(np.asarray(jax.random.key_data(key_moves)))
         self.best: tuple[float, np.ndarray] | None = None
-        self.worst = 0.0
+        self.worst, self.base = 0.0, 0.0
         self.transforms: dict[str, Any] = {}
-        self._starts = jax.jit(self._draw_starts)
+        self._start = jax.jit(self._draw_start)
         with compiled_once():
-            first, first_from_prior = self._starts(self.key_start)
+            first = self._start(self.key_start, False)
         flat, self.unravel = ravel_pytree(first)
         self.dtype = flat.dtype
         self.precision = float(jnp.finfo(flat.dtype).eps)
-        self.first = np.asarray(flat, float), np.asarray(ravel_pytree(first_from_prior)[0], float)
+        self.first = np.asarray(flat, float)
         self.bounds, self.site_of = self._box(first)
 
-        def energy(vector: Array) -> Array:
+        def terms_at(vector: Array) -> list[Array]:
             trace = self._trace(self.unravel(vector))
-            terms = [jnp.sum(site_log_prob(s)) for s in trace.values() if s["type"] == "sample"]
-            return -sum(terms, jnp.zeros(()))
+            return [site_log_prob(s) for s in trace.values() if s["type"] == "sample"]
+
+        def energy(vector: Array, reference: list[Array]) -> tuple[Array, list[Array]]:
+            terms = terms_at(vector)
+            less = [jnp.sum(old - term) for old, term in zip(reference, terms, strict=True)]
+            return sum(less, jnp.zeros(())), terms
 
         # The data stay in the closure, as they are: a model may look at their values.
-        self._value_and_slope = jax.jit(jax.value_and_grad(energy))
+        self._value_and_slope = jax.jit(jax.value_and_grad(energy, has_aux=True))
+        shapes = jax.eval_shape(terms_at, flat)
+        self.zero = self.reference = [jnp.zeros(term.shape, term.dtype) for term in shapes]
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = self.exact(vector)
@@ -259,20 +339,26 @@ class _Density:
         return value, slope
 
     def exact(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = self._value_and_slope(jnp.asarray(vector, self.dtype))
-        return float(value), np.asarray(slope, float)
+        (value, _), slope = self._value_and_slope(jnp.asarray(vector, self.dtype), self.reference)
+        return self.base + float(value), np.asarray(slope, float)
+
+    def refer_to(self, vector: np.ndarray) -> float:
+        """Sum differences from the terms of the density at ``vector`` from now on; the value there.
+
+        A sum of thousands of terms in single precision is rounded to thousandths; that of their changes is not.
+        """
+        (_, self.reference), _ = self._value_and_slope(jnp.asarray(vector, self.dtype), self.zero)
+        self.base = -sum(float(np.asarray(term, float).sum()) for term in self.reference)
+        return self.base
 
     def rounding(self, value: float) -> float:
         """What a value of this size may be wrong by."""
         return 32.0 * self.precision * (1.0 + abs(value))
 
-    def newton(self, vector: np.ndarray, slope: np.ndarray, inverse: Any) -> tuple[np.ndarray, float]:
-        """The quasi-Newton step among the coordinates that no bound holds, and what it would gain."""
+    def held(self, vector: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """Which coordinates a bound holds."""
         low, high = self.bounds.T
-        held = ((vector <= low) & (slope > 0)) | ((vector >= high) & (slope < 0))
-        slope = np.where(held, 0.0, slope)
-        step = np.where(held, 0.0, -(inverse @ slope))
-        return step, -0.5 * float(slope @ step)
+        return ((vector <= low) & (slope > 0)) | ((vector >= high) & (slope < 0))
 
     def at_bound(self, vector: np.ndarray) -> list[str]:
         """Sites with a coordinate at the end of its box."""
@@ -296,15 +382,12 @@ class _Density:
         for i in range(number):
             for j in range(_TRIES):
                 if i == 0 and j == 0:
-                    start = self.first[0]
+                    start = self.first
                 elif i % 2 == 1 or i == 0:
-                    start = self.first[0] + self.moves.uniform(-_MOVED, _MOVED, len(low))
-                elif i == 2 and j == 0:
-                    start = self.first[1]
+                    start = self.first + self.moves.uniform(-_MOVED, _MOVED, len(low))
                 else:
-                    with compiled_once():
-                        drawn = self._starts(jax.random.fold_in(self.key_start, _TRIES * i + j))[1]
-                    start = np.asarray(ravel_pytree(drawn)[0], float)
+                    drawn = self._start(jax.random.fold_in(self.key_start, _TRIES * i + j), True)
+                    start = np.concatenate([np.ravel(drawn[name]) for name in sorted(drawn)]).astype(float)
                 if not np.isfinite(start).all():
                     continue
                 start = np.clip(start, low, high)
@@ -322,23 +405,18 @@ class _Density:
         at = handlers.substitute(seeded, substitute_fn=partial(_constrained, values))
         return handlers.trace(at).get_trace(*self.args, **self.kwargs)
 
-    def _draw_starts(self, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Unconstrained: hints, else medians of the prior; and a draw of the prior. Notes the transforms."""
-
-        def one(strategy: Any) -> dict[str, Array]:
-            seeded = handlers.seed(self.model, key)
-            at = handlers.substitute(seeded, substitute_fn=strategy)
-            trace = handlers.trace(at).get_trace(*self.args, **self.kwargs)
-            check_gradient_engine(trace, "map")
-            found = {}
-            for name, site in latent_sites(trace).items():
-                with helpful_support_errors(site):
-                    transform = biject_to(site["fn"].support)
-                self.transforms[name] = transform
-                found[name] = transform.inv(site["value"])
-            return found
-
-        return one(_at_hint), one(init_to_sample())
+    def _draw_start(self, key: Array, from_prior: Any) -> dict[str, Array]:
+        """Unconstrained: a draw of the prior, or else hints and medians of the prior. Notes the transforms."""
+        seeded = handlers.seed(self.model, key)
+        at = handlers.substitute(seeded, substitute_fn=partial(_begin, from_prior))
+        trace = handlers.trace(at).get_trace(*self.args, **self.kwargs)
+        check_gradient_engine(trace, "map")
+        found = {}
+        for name, site in latent_sites(trace).items():
+            with helpful_support_errors(site):
+                self.transforms[name] = biject_to(site["fn"].support)
+            found[name] = self.transforms[name].inv(site["value"])
+        return found
 
     def _box(self, first: Mapping[str, Array]) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends, ``(coordinate, 2)``, and the site of each coordinate."""
@@ -350,10 +428,29 @@ class _Density:
         return np.concatenate(ends), np.concatenate(site_of)
 
 
-def _at_hint(site: Site) -> Any:
-    """Initialisation strategy: the hint itself, else the median of the prior."""
-    hinted = site["type"] == "sample" and not site["is_observed"] and site["infer"].get("init") is not None
-    return init_to_hint(site, radius=0.0) if hinted else init_to_median(site)
+def _begin(from_prior: Any, site: Site) -> Any:
+    """Initialisation strategy: a draw of the prior, or else the hint and, without one, the median of the prior.
+
+    ``from_prior`` is traced, so that one program does both: samplers of gammas and the like take long to compile.
+    """
+    if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+        return None
+    hint = site["infer"].get("init")
+    try:
+        drawn = site["fn"].sample(site["kwargs"]["rng_key"], (_MEDIAN_OF, *site["kwargs"]["sample_shape"]))
+    except NotImplementedError:  # a law without a sampler
+        drawn = None
+    if drawn is None:
+        return init_to_uniform(site) if hint is None else init_to_hint(site, radius=0.0)
+    with helpful_support_errors(site):
+        transform = biject_to(site["fn"].support)
+    free = transform.inv(drawn)
+    if hint is None:
+        middle = jnp.median(free, axis=0)
+    else:
+        numeric = jnp if isinstance(hint, jax.Array) else np
+        middle = transform.inv(jnp.asarray(numeric.broadcast_to(hint, site["fn"].shape()), free.dtype))
+    return transform(jnp.where(from_prior, free[0], middle))
 
 
 def _constrained(values: Mapping[str, Array], site: Site) -> Array | None:
@@ -372,13 +469,15 @@ def _constrained(values: Mapping[str, Array], site: Site) -> Array | None:
 
 def _limits(transform: Any, start: np.ndarray) -> np.ndarray:
     """Ends of the box of a site's coordinates, ``(coordinate, 2)``; infinite where one need not run away."""
-    parts = transform.parts if isinstance(transform, transforms.ComposeTransform) else [transform]
+    while isinstance(transform, transforms.IndependentTransform | transforms.ComposeTransform):
+        inner = isinstance(transform, transforms.IndependentTransform)
+        transform = transform.base_transform if inner else transform.parts[0]
     low, high = np.full(start.shape, -np.inf), np.full(start.shape, np.inf)
     both = transforms.SigmoidTransform, transforms.StickBreakingTransform, transforms.CorrCholeskyTransform
-    if isinstance(parts[0], both):
+    if isinstance(transform, both):
         low[:], high[:] = -_REACH, _REACH
-    elif isinstance(parts[0], transforms.ExpTransform | transforms.SoftplusTransform):
+    elif isinstance(transform, transforms.ExpTransform | transforms.SoftplusTransform):
         low = np.minimum(start, 0.0) - _REACH
-        if isinstance(parts[0], transforms.ExpTransform):  # softplus grows no faster than its argument
+        if isinstance(transform, transforms.ExpTransform):  # softplus grows no faster than its argument
             high = np.maximum(start, 0.0) + _REACH
     return np.stack([low, high], axis=1)

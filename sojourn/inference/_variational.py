@@ -25,6 +25,7 @@ from sojourn.inference._params import hold_params, read_params
 from sojourn.inference._path_guide import PathBound, PathGuideBase
 from sojourn.inference._predictive import in_batches, site_log_prob
 from sojourn.inference._warm_start import WarmStart, start_guide
+from sojourn.inference._whole_data import whole_data
 
 __all__ = ["Variational"]
 
@@ -275,7 +276,8 @@ class Variational:
         return states, np.concatenate(losses, 1), converged
 
     def _draw(self, model, guide, params, args, kwargs, num_samples, key):
-        """Draws of the latent and deterministic sites, with log p - log q and log p."""
+        """Draws of the latent and deterministic sites, with log p - log q and log p, of all data at once."""
+        model, guide = whole_data(model), whole_data(guide)
 
         def one(key):
             key_guide, key_model = jax.random.split(key)

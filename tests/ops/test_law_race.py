@@ -40,7 +40,9 @@ def test_one_at_most_is_the_race(x64, seed):
 def test_without_hazard_the_law_is_absent(x64):
     hazard, writes, seen, frame = case(3)
     more = jnp.append(jnp.asarray(hazard), 0.0), np.concatenate([writes, np.ones((1, writes.shape[1]), bool)])
-    with_zero = law_race.race(*more, np.concatenate([seen, np.ones((1, writes.shape[1]))]), jnp.asarray(frame))
+    with_zero = law_race.race(
+        *more, np.concatenate([seen, np.ones((1, writes.shape[1]))]), jnp.asarray(frame)
+    )
     without = law_race.race(*(jnp.asarray(x) for x in (hazard, writes, seen, frame)))
     np.testing.assert_allclose(with_zero, without, rtol=1e-12)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -222,6 +222,12 @@ def _actions(name: str, num_actions: int) -> int:
     return int(num_actions)
 
 
+@dataclass(frozen=True, eq=False)
+class _Start:
+    hazard: np.ndarray | None = None
+    hazard_after: np.ndarray | None = None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RoutedSeries:
@@ -239,6 +245,8 @@ class RoutedSeries:
     """``(P,)``: whether a life begins here."""
     count: Any
     """``(P,)``: how often, where the order does not matter and equal transitions are merged."""
+    start: _Start = field(metadata={"static": True})
+    """Where a fit begins: never traced."""
 
     @property
     def activations(self) -> dict[str, int]:
@@ -346,7 +354,39 @@ class NoisyWorld:
         activations = self._activations(routed, actions, len(hidden))
         book = type(routed.book)(routed.book.row_of, activations, routed.book.num_rows, routed.book.dropped)
         routed = type(routed)(routed.rows, routed.value, routed.count, routed.example, book)
-        return RoutedSeries(routed, situations, meant, event, begins, np.asarray(count, float))
+        start = _Start() if self.drift is None else self._begin_at(routed, situations, meant)
+        return RoutedSeries(routed, situations, meant, event, begins, np.asarray(count, float), start)
+
+    def _begin_at(self, routed: Routed, situations: np.ndarray, meant: np.ndarray) -> _Start:
+        """Rates before and after the change that fit best if laws did not compete.
+
+        Two regimes that begin alike part only slowly, and may end with a change at the very edge of the data.
+        """
+        num, rows = len(meant), routed.rows
+        hit = (rows.label == routed.value[:, None, :, None]) & (routed.value > 0)[:, None, :, None]
+        hit = hit.any((2, 3))  # (U, M)
+        by_row = np.zeros((2, rows.num_rows + 1, len(self.names) + 1))
+        which = np.arange(rows.num_rows)[:, None]
+        np.add.at(by_row[0], (which, rows.law), 1.0)
+        np.add.at(by_row[1], (which, rows.law), hit)
+        action = meant if situations.shape[1] > 1 else np.zeros(num, int)
+        met = situations[np.arange(num), action, 0]  # (T, N)
+        held, happened = by_row[:, met, :-1].sum(2)  # (T, L)
+
+        def split(held, happened):
+            rate = (happened + 0.5) / (held + 1.0)
+            return rate, (happened * np.log(rate) + (held - happened) * np.log1p(-rate)).sum(-1)
+
+        if isinstance(self.drift, SuddenDrift):
+            first = np.cumsum(held, 0)[:-1], np.cumsum(happened, 0)[:-1]
+        else:
+            masks = self._in_first(num).astype(float)
+            first = masks @ held, masks @ happened
+        rate, fits = split(*first)
+        rate_after, fits_after = split(held.sum(0) - first[0], happened.sum(0) - first[1])
+        best = int(np.argmax(fits + fits_after))
+        hazards = [-np.log1p(-r[best]) for r in (rate, rate_after)]
+        return _Start(hazards[0], hazards[1][self.drifting])
 
     def _activations(self, routed: Routed, actions: np.ndarray, variants: int) -> dict[str, int]:
         """By the actions that were meant."""
@@ -417,7 +457,7 @@ class NoisyWorld:
         Args:
             series: what :meth:`route` returned; ``None`` for the prior alone.
         """
-        beliefs = self._sample_beliefs()
+        beliefs = self._sample_beliefs(_Start() if series is None else series.start)
         if series is None:
             return
         log_prob = self._log_prob(beliefs, series)
@@ -427,12 +467,14 @@ class NoisyWorld:
         with numpyro.plate("transition", len(series.meant)), handlers.scale(scale=jnp.asarray(series.count)):
             numpyro.sample("as_seen", _certain(log_prob), obs=np.ones(len(series.meant), np.int32))
 
-    def _sample_beliefs(self) -> dict[str, Any]:
-        beliefs = self.world.sample_beliefs()
+    def _sample_beliefs(self, start: _Start) -> dict[str, Any]:
+        beliefs = self.world.sample_beliefs(start.hazard)
         if self.drift is not None:
             names = [self.world.names[i] for i in self.drifting]
-            dims = {"event_dims": ["drifting_law"], "event_coords": {"drifting_law": names}}
-            dims["dims_of"] = {"rate_after": ["drifting_law"]}  # type: ignore[assignment]
+            dims: dict[str, Any] = {"event_dims": ["drifting_law"], "event_coords": {"drifting_law": names}}
+            dims["dims_of"] = {"rate_after": ["drifting_law"]}
+            if start.hazard_after is not None:
+                dims["init"] = start.hazard_after
             prior = self.world.hazard_prior(self.drifting)
             beliefs["hazard_after"] = numpyro.sample("hazard_after", prior, infer=dims)
             numpyro.deterministic("rate_after", -jnp.expm1(-beliefs["hazard_after"]))

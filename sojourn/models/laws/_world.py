@@ -20,6 +20,7 @@ from sojourn.models.laws._answers import Answers
 from sojourn.models.laws._cast import LawShape, cast_one, numeric, shapes_of
 from sojourn.models.laws._imagine import Beliefs, levels_of
 from sojourn.models.laws._law import Law
+from sojourn.models.laws._path import path_model
 from sojourn.models.laws._routing import Routed, Router
 from sojourn.models.laws._space import Space
 from sojourn.models.laws._stochasticity import NoisyWorld
@@ -331,10 +332,16 @@ class World(Answers):
                 "next", self.situation_law(beliefs, routed), obs=routed.value, infer={"event_dims": ["cell"]}
             )
 
-    def sample_beliefs(self) -> dict[str, Any]:
-        """The latent sites of the model."""
-        laws = {"event_dims": ["law"], "event_coords": {"law": self.names}, "dims_of": {"rate": ["law"]}}
+    def sample_beliefs(self, start: np.ndarray | None = None) -> dict[str, Any]:
+        """The latent sites of the model; ``start`` says where hazards are to begin."""
+        laws: dict[str, Any] = {
+            "event_dims": ["law"],
+            "event_coords": {"law": self.names},
+            "dims_of": {"rate": ["law"]},
+        }
         attributes = {"event_dims": ["attribute"], "event_coords": {"attribute": list(self.space.attributes)}}
+        if start is not None:
+            laws["init"] = start
         num = len(self.space)
         beliefs: dict[str, Any] = {}
         if self.pool == "hazard":
@@ -362,6 +369,27 @@ class World(Answers):
             return dist.Exponential(jnp.asarray(zero, jnp.result_type(float))).to_event(1)
         beta = dist.Beta(jnp.asarray(one, jnp.result_type(float)), jnp.asarray(zero, jnp.result_type(float)))
         return dist.TransformedDistribution(beta, [_RateToHazard()]).to_event(1)
+
+    def path(self, series: Mapping[str, Any], actions: Any) -> None:
+        """The NumPyro model of one life of which not everything was seen: the state is a path of sample sites.
+
+        What was not seen is inferred together with the rates; give it to an engine for hidden paths, such as
+        ``engine="particle_gibbs"``. :meth:`model` leaves out what depends on unseen values instead, and is much
+        cheaper where enough is left.
+
+        Sites: those of :meth:`model`; in the ``scan`` ``seen_<phase>``, which holds the data, ``state_<phase>`` and the
+        deterministic ``state`` (time, cell), codes of all attributes of the T + 1 states: whole numbers,
+        ``x * height + y`` for cells. What was not seen of the first state is uniform over its support.
+
+        Args:
+            series: states of one life, ``(T + 1, ...)``, -1 for what was not seen; who is alive must be.
+            actions: ``(T,)``.
+
+        Raises:
+            ValueError: lengths that do not fit; ``pool="product"``.
+            NotImplementedError: laws that tie more than eight attributes to each other.
+        """
+        path_model(self, series, actions)
 
     def under(self, *transforms: Any) -> NoisyWorld:
         """This world under some kinds of stochasticity, from the laws outwards.

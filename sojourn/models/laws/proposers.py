@@ -36,6 +36,7 @@ Proposer = Callable[[Transitions], Iterable[Law]]
 
 _DIRECTIONS = {"stay": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _CHUNK = 1024
+_ALL_ROUND = 0.9  # share of the changes of an attribute that goes round
 _FOREIGN = ("the space lacks", "which the states do not hold")  # what World says of a law of another world
 
 
@@ -200,9 +201,6 @@ class _Scope(NamedTuple):
     s: Any
     a: Any
 
-    def call(self, function: Callable[..., Any], own: bool) -> Any:
-        return function(self.it, self.s, self.a) if own else function(self.s, self.a)
-
 
 class _Node(NamedTuple):
     """A part of an expression: what kind of thing it is, and how to work it out."""
@@ -318,7 +316,9 @@ class _Reader:
             self.line, self.name = header.number, ""
             found = _HEADER.match(header.text)
             if found is None:
-                self._fail("a law begins with `law name`, then `each class` and `after attribute` where needed")
+                self._fail(
+                    "a law begins with `law name`, then `each class` and `after attribute` where needed"
+                )
             self.name, self.each = found["name"], found["each"]
             if any(law.name == self.name for law in laws):
                 self._fail("another law has this name")
@@ -511,7 +511,9 @@ class _Reader:
                 return self._field(of, field)
             case ast.Tuple(elts=[x, y]):
                 parts = [self._plain(e) for e in (x, y)]
-                return self._joined(parts, "pair", lambda x, y: jnp.stack([jnp.asarray(x), jnp.asarray(y)], -1))
+                return self._joined(
+                    parts, "pair", lambda x, y: jnp.stack([jnp.asarray(x), jnp.asarray(y)], -1)
+                )
             case ast.UnaryOp(op=ast.Not(), operand=inner):
                 return self._joined([self._inner_truth(inner)], "truth", jnp.logical_not)
             case ast.UnaryOp(op=ast.USub(), operand=inner):
@@ -543,7 +545,9 @@ class _Reader:
     def _joined(self, parts: Sequence[_Node], kind: str, combine: Callable[..., Any]) -> _Node:
         over = frozenset().union(*(part.over for part in parts))
         if len(over) > 1:
-            self._fail(f"{' and '.join(sorted(over))} objects are compared all with all, which laws cannot say")
+            self._fail(
+                f"{' and '.join(sorted(over))} objects are compared all with all, which laws cannot say"
+            )
         return _Node(kind, lambda scope: combine(*(part.run(scope) for part in parts)), over)
 
     def _plain(self, item: ast.expr) -> _Node:
@@ -587,7 +591,12 @@ class _Reader:
                     node if isinstance(op, ast.Eq) else self._joined([node], "truth", jnp.logical_not)
                 )
                 continue
-            order = {ast.Lt: jnp.less, ast.LtE: jnp.less_equal, ast.Gt: jnp.greater, ast.GtE: jnp.greater_equal}
+            order = {
+                ast.Lt: jnp.less,
+                ast.LtE: jnp.less_equal,
+                ast.Gt: jnp.greater,
+                ast.GtE: jnp.greater_equal,
+            }
             if type(op) not in order:
                 self._fail(f"{ast.unparse(item)!r} is not in the declared form")
             if self._same(item, [one, other]) != "number":
@@ -647,10 +656,11 @@ class _Reader:
         attribute = self.space.find(name, self.each)
         if attribute is not None:
             return self._own(attribute)
-        for own, key in ((True, f"{self.each}.{name}"), (False, name)):
-            if key in self.context:
-                function = self.context[key]
-                return _Node("context", lambda scope: scope.call(function, own))
+        of_object, of_world = self.context.get(f"{self.each}.{name}"), self.context.get(name)
+        if of_object is not None:
+            return _Node("context", lambda scope: of_object(scope.it, scope.s, scope.a))
+        if of_world is not None:
+            return _Node("context", lambda scope: of_world(scope.s, scope.a))
         if name in _DIRECTIONS:
             step = np.array(_DIRECTIONS[name])
             return _Node("pair", lambda scope: step)
@@ -722,6 +732,8 @@ class _Variable(NamedTuple):
     """``(N,)``: its values, -1 where not seen."""
     kind: str
     """``"plain"``, ``"levels"`` or ``"truth"``."""
+    place: int
+    """In the order in which conditions are written."""
     labels: tuple[str, ...] = ()
 
 
@@ -753,14 +765,14 @@ class TemplateProposer:
     r"""Laws of the form "under these conditions the attribute changes so", read off what changed.
 
     For every attribute, of the world and of objects, the changes that were seen are put down to as few ways of changing
-    as explain them: adding an amount (levels), moving by a step (cells), being set to a value, going round (numbers
-    without ends, categories); the commonest first, each at least ``min_count`` times. *When* each happens is read off
+    as explain them: adding an amount (levels), moving by a step (cells), being set to a value, or going round where
+    nearly all changes of numbers without ends or of categories do; the commonest first, each at least ``min_count`` times. *When* each happens is read off
     a tree: situations are split by the action, another attribute's value or a ``context`` if that makes what was
     seen likelier by more than the description of the split costs (values between which the data see no difference
     stay together), and every leaf in which the change was seen often enough is a law. The likelihood of a leaf with k
     changes among n is :math:`k \log(k/n) + (n - k) \log(1 - k/n)`; a leaf more costs :math:`\frac12 \log N`, and which
-    variable, and which of its m values, :math:`\log(\mathrm{variables}) + (m - 1) \log 2` (m log m's worth of
-    cuts for amounts, whose values keep their order). Changes of several attributes that always came together under one
+    variable, and which of its m values, :math:`\log(\mathrm{variables}) + (m - 1) \log 2`, or :math:`\log m` for
+    every cut between amounts, whose values keep their order. Changes of several attributes that always came together under one
     condition become one law.
 
     The laws are written in the declared form, which :meth:`text` shows and :func:`read_laws` reads.
@@ -803,7 +815,9 @@ class TemplateProposer:
     def __post_init__(self) -> None:
         for name in ("min_count", "max_conditions"):
             if getattr(self, name) < 1:
-                raise ValueError(f"TemplateProposer: `{name}` is {getattr(self, name)}; it must be at least 1.")
+                raise ValueError(
+                    f"TemplateProposer: `{name}` is {getattr(self, name)}; it must be at least 1."
+                )
 
     def __call__(self, transitions: Transitions) -> list[Law]:
         """The laws that these transitions suggest."""
@@ -839,7 +853,7 @@ class TemplateProposer:
             view = View(state, set(), of="context")
             found = {}
             for name, function in context.items():
-                group, _, field = name.rpartition(".")
+                group = name.rpartition(".")[0]
                 if not group:
                     found[name] = function(view, action)
                     continue
@@ -855,7 +869,7 @@ class TemplateProposer:
 
     def _variables(self, group, slots, now, exists, actions, contexts) -> list[_Variable]:
         wide = functools.partial(np.repeat, repeats=slots)
-        variables = [_Variable("action", wide(actions), "plain", tuple(self.actions))]
+        variables = [_Variable("action", wide(actions), "plain", 0, tuple(self.actions))]
         for attribute in self.space:
             if attribute.kind == "cells" or attribute.field == GONE or attribute.group not in (None, group):
                 continue
@@ -864,13 +878,13 @@ class TemplateProposer:
             shadowed = attribute.group is None and self.space.find(attribute.name, group) is not attribute
             name = f"world.{attribute.name}" if shadowed else attribute.field
             kind = "levels" if attribute.kind == "levels" else "plain"
-            variables.append(_Variable(name, codes, kind, attribute.labels))
+            variables.append(_Variable(name, codes, kind, len(variables), attribute.labels))
         for name, values in contexts.items():
             of, _, field = name.rpartition(".")
             if of in ("", group):
                 codes = values.ravel() if of else wide(values)
                 kind = "truth" if codes.dtype.kind == "b" else "plain"
-                variables.append(_Variable(field, codes.astype(int), kind))
+                variables.append(_Variable(field, codes.astype(int), kind, len(variables)))
         return variables
 
     # --------------------------------------------------------------------------------------------------- changes
@@ -881,8 +895,9 @@ class TemplateProposer:
             visible = known & (change.code >= 0) & (change.code != before)
             happened = visible & (change.code == after)
             for where, parts in self._leaves(happened, np.flatnonzero(visible), variables):
-                condition = " and ".join(text for text, _ in parts) or "true"
-                when = "_".join(name for _, name in parts)
+                parts = sorted(parts)  # the action first, then as the space has them
+                condition = " and ".join(text for _, text, _ in parts) or "true"
+                when = "_".join(name for _, _, name in parts)
                 found.append(_Sighting(attribute.group, condition, when, change, where, happened))
         return found
 
@@ -903,8 +918,8 @@ class TemplateProposer:
 
     def _leaves(
         self, happened: np.ndarray, rows: np.ndarray, variables: Sequence[_Variable], depth: int = 0
-    ) -> list[tuple[np.ndarray, list[tuple[str, str]]]]:
-        """Where it happens: rows, and conditions in words and as part of a name."""
+    ) -> list[tuple[np.ndarray, list[tuple[int, str, str]]]]:
+        """Where it happens: rows, and conditions (the variable's place, in words, as part of a name)."""
         if happened[rows].sum() < self.min_count:
             return []
         split = None
@@ -919,14 +934,14 @@ class TemplateProposer:
         values = [v for part in parts for v in part]
         found = []
         for part in parts:
-            words = _words(variable, part, values)
+            words = (variable.place, *_words(variable, part, values))
             for where, more in self._leaves(happened, rows[np.isin(codes, part)], others, depth + 1):
                 found.append((where, [words, *more]))
         return found
 
 
 def _candidates(attribute: Attribute, before: np.ndarray, old: np.ndarray, new: np.ndarray) -> list[_Change]:
-    """Ways of changing that were seen, the more general ones of a kind first."""
+    """Ways of changing that were seen; of two that explain as much the first is taken."""
     field, size = attribute.field, attribute.size
     name = attribute.name.replace(".", "_")
     relative, fixed = [], []
@@ -946,7 +961,10 @@ def _candidates(attribute: Attribute, before: np.ndarray, old: np.ndarray, new: 
             code = np.clip(before + d, 0, size - 1)
             relative.append(_Change(f"{field} {'+' if d > 0 else '-'}= {abs(d)}", f"{name}{d:+d}", code))
     elif size > 2:
-        for d in np.unique((new - old) % size).tolist():
+        turns = (new - old) % size
+        for d in np.unique(turns).tolist():
+            if (turns == d).mean() < _ALL_ROUND:
+                continue
             text = f"{field} = ({field} + {d}) % {size}"
             relative.append(_Change(text, f"{name}_turns_{d}", (before + d) % size))
     for v in np.unique(new).tolist():
@@ -954,11 +972,10 @@ def _candidates(attribute: Attribute, before: np.ndarray, old: np.ndarray, new: 
         word = _quoted(value) if isinstance(value, str) else str(value)
         short = word.replace(" ", "")
         fixed.append(_Change(f"{field} = {word}", f"{name}={short}", np.full(len(before), v)))
-    # which of two that explain the same comes first
     return [*fixed, *relative] if attribute.kind == "plain" else [*relative, *fixed]
 
 
-def _log_likelihood(k: np.ndarray, n: np.ndarray) -> np.ndarray:
+def _log_likelihood(k: Any, n: Any) -> np.ndarray:
     """Of k among n at the rate that suits them best."""
     k, n = np.asarray(k, float), np.asarray(n, float)
     rate = k / np.maximum(n, 1)
@@ -976,12 +993,12 @@ def _split(happened: np.ndarray, variable: _Variable, rows: np.ndarray) -> tuple
     unseen = _log_likelihood(happened[~seen].sum(), (~seen).sum())
     each = 0.5 * np.log(len(codes))
     ordered = variable.kind == "levels"
-    parts = [([int(v)], float(k[v]), float(n[v])) for v in values]
+    parts: list[Any] = [([int(v)], float(k[v]), float(n[v])) for v in values]
     if not ordered:  # those in which it never happens belong together
         never = [p for p in parts if p[1] == 0]
         parts = [p for p in parts if p[1] > 0]
         if never:
-            parts.append((sum((p[0] for p in never), []), 0.0, sum(p[2] for p in never)))
+            parts.append(([v for p in never for v in p[0]], 0.0, sum(p[2] for p in never)))
     cost_of_value = np.log(max(len(values), 1)) if ordered else 0.0
     while len(parts) > 1:
         ks, ns = (np.array([p[j] for p in parts]) for j in (1, 2))

@@ -10,6 +10,7 @@ from sojourn.models.laws import Objects, Space, World, anywhere, cells, law, lev
 from sojourn.models.laws._cast import cast_one, numeric
 from tests.ops.law_enumeration import enumerated
 
+
 @law
 def walk(s, a):
     there = s.pos + jnp.array([1, 0])
@@ -62,7 +63,16 @@ SPACE = Space(
     weather=("dry", "wet", "windy"),
     cow=Objects(3, pos=cells(4, 4), gone=2),
 )
-RATES = {"walk": 0.6, "tire": 0.3, "jump": 0.2, "eat": 0.7, "cook": 0.4, "turn": 0.1, "flee": 0.5, "caught": 0.8}
+RATES = {
+    "walk": 0.6,
+    "tire": 0.3,
+    "jump": 0.2,
+    "eat": 0.7,
+    "cook": 0.4,
+    "turn": 0.1,
+    "flee": 0.5,
+    "caught": 0.8,
+}
 
 
 def transitions(num, seed=0):
@@ -76,7 +86,10 @@ def transitions(num, seed=0):
         "weather": rng.integers(0, 3, num),
         "cow": {"pos": rng.integers(0, 4, (num, 3, 2)), "alive": rng.random((num, 3)) < 0.8},
     }
-    after = {k: np.copy(v) if not isinstance(v, dict) else {n: np.copy(x) for n, x in v.items()} for k, v in states.items()}
+    after = {
+        k: np.copy(v) if not isinstance(v, dict) else {n: np.copy(x) for n, x in v.items()}
+        for k, v in states.items()
+    }
     moved = rng.random(num) < 0.5
     after["pos"][moved, 0] = np.minimum(after["pos"][moved, 0] + 1, 3)
     for name, size, steps in (
@@ -141,7 +154,9 @@ def test_routed_density_is_the_enumeration(x64, world):
     beliefs = {n: v[0] for n, v in world.beliefs(guess).items()}
     for t in range(40):
         one = jax.tree.map(lambda x, t=t: x[t], (states, after))
-        np.testing.assert_allclose(routed[t], reference(world, beliefs, one[0], actions[t], one[1]), atol=1e-6)
+        np.testing.assert_allclose(
+            routed[t], reference(world, beliefs, one[0], actions[t], one[1]), atol=1e-6
+        )
 
 
 def test_chunks_and_merging_change_nothing(x64, world):
@@ -174,7 +189,9 @@ def test_weights_are_counts(x64, world):
     assert world.route(*twice).count.sum() == weighted.count.sum()
     total = float((world.situation_log_prob(_first(world), weighted) * weighted.count).sum())
     both = world.route(*twice)
-    np.testing.assert_allclose(total, float((world.situation_log_prob(_first(world), both) * both.count).sum()))
+    np.testing.assert_allclose(
+        total, float((world.situation_log_prob(_first(world), both) * both.count).sum())
+    )
 
 
 def _first(world):
