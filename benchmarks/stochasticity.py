@@ -36,7 +36,7 @@ from sojourn.models.laws import (
 TRUE = {"walk": 0.9, "tire": 0.2, "rest": 1.0, "pick": 0.7, "seasons": 0.1, "bite": 0.3, "roam": 0.5}
 
 
-FREE = np.argwhere(~WALLS)
+FREE = np.argwhere(~WALLS).astype(np.int32)
 
 
 @law

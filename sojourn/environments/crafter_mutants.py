@@ -190,4 +190,4 @@ def _stray(
 
 
 def _inside(places: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    return ((places >= 0) & (places < np.array(size))).all(-1)
+    return np.asarray(((places >= 0) & (places < np.array(size))).all(-1))

@@ -129,10 +129,11 @@ def cast_one(
                 raise ValueError(
                     f"law {law.name!r} writes {name!r}, which the space lacks; it has {', '.join(space.attributes)}."
                 )
-            codes = [jnp.int32(0)] if outcome.uniform else [attribute.encode(v) for v in outcome.values]
-            if any(c.shape for c in codes):
-                what = "a pair (x, y)" if attribute.kind == "cells" else "one number"
+            wanted = (2,) if attribute.kind == "cells" else ()
+            if not outcome.uniform and any(jnp.shape(v) != wanted for v in outcome.values):
+                what = "a pair (x, y)" if wanted else "one number"
                 raise ValueError(f"law {law.name!r}: the value it writes to {name!r} must be {what}.")
+            codes = [jnp.int32(0)] if outcome.uniform else [attribute.encode(v) for v in outcome.values]
             values.append(jnp.stack(codes))
             probs.append(jnp.stack([jnp.asarray(p, jnp.result_type(float)) for p in outcome.probs]))
             writes.append(Write(attribute, len(codes), outcome.uniform))

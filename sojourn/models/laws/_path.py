@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ __all__ = ["path_model"]
 _PINNED = -2  # nothing to tell: a cell of an object that is not there, which reads 0
 
 
-class _Ties(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Ties:
     """Cells of one phase in groups that laws tie together: Q groups of C cells, M laws, K outcomes."""
 
     laws: tuple[int, ...]
@@ -258,7 +260,7 @@ def path_model(world: Any, series: Mapping[str, Any], actions: Any) -> None:
         given, action, seen, begins = x
         state = _filled(space, given, codes)
         before = codes_of(space, state)
-        now = before
+        now, new = before, jnp.zeros_like(before)
         for level, tie in zip(levels, ties, strict=True):
             after = decode_into(space, state, now) if level else state
             situation = _situation(world, tie, state, after, action, beliefs, before)
@@ -271,8 +273,9 @@ def path_model(world: Any, series: Mapping[str, Any], actions: Any) -> None:
             numpyro.sample(f"seen_{level}", _Seen(log_seen), obs=jnp.ones((), jnp.int32))
             drawn = numpyro.sample(f"state_{level}", law, infer=labels)
             now = jnp.where(phase == level, drawn, now)
-        numpyro.deterministic("state", now)
-        return now, None
+            new = jnp.where(phase == level, drawn, new)  # of sampled values alone: what went before is forgotten
+        numpyro.deterministic("state", new)
+        return new, None
 
     begin = jax.tree.map(lambda x: np.concatenate([x[:1], x]), begin)
     actions = np.concatenate([actions[:1], actions])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from sojourn.environments.meadow import BUSHES, MOVES, PICK, REST, WALLS
 from sojourn.models.laws._law import Law, law, one_of, when
@@ -13,6 +14,7 @@ from sojourn.models.laws._space import Objects, Space, cells, levels
 __all__ = ["meadow_laws", "meadow_space", "wrong_meadow_laws"]
 
 WEATHER = ("dry", "wet", "windy")
+_MOVES = MOVES.astype(np.int32)
 
 
 def meadow_space() -> Space:
@@ -48,7 +50,7 @@ def _beast_near(s: Any) -> Any:
 
 @law
 def walk(s, a):
-    return when(a < 4, pos=_step(s.pos, jnp.asarray(MOVES)[jnp.minimum(a, 3)]))
+    return when(a < 4, pos=_step(s.pos, jnp.asarray(_MOVES)[jnp.minimum(a, 3)]))
 
 
 @law
@@ -78,7 +80,7 @@ def bite(s, a):
 
 @law(each="beast")
 def roam(beast, s, a):
-    return when(True, pos=one_of([_step(beast.pos, move) for move in MOVES]))
+    return when(True, pos=one_of([_step(beast.pos, move) for move in _MOVES]))
 
 
 @law

@@ -297,6 +297,13 @@ def read_laws(
     return _Reader(space, actions, context or {}).read(text)
 
 
+def _without_comment(line: str) -> str:
+    """A line up to the first ``#`` that is not in quotes."""
+    code = re.match(r"""(?:[^#'"]|'[^']*'|"[^"]*")*""", line)
+    assert code is not None
+    return line[: code.end()] if line[code.end() :].startswith("#") else line
+
+
 class _Reader:
     """Turns the lines of one text into laws."""
 
@@ -337,7 +344,7 @@ class _Reader:
         header: _Line | None = None
         body: list[_Line] = []
         for number, raw in enumerate(text.splitlines(), 1):
-            line = _Line(number, raw.split("#")[0].strip())
+            line = _Line(number, _without_comment(raw).strip())
             if not line.text:
                 continue
             if line.text.split()[0] == "law":
@@ -970,7 +977,7 @@ def _candidates(attribute: Attribute, before: np.ndarray, old: np.ndarray, new: 
     for v in np.unique(new).tolist():
         value = attribute.value(v)
         word = _quoted(value) if isinstance(value, str) else str(value)
-        short = word.replace(" ", "")
+        short = re.sub(r"\W+", "_", value) if isinstance(value, str) else word.replace(" ", "")
         fixed.append(_Change(f"{field} = {word}", f"{name}={short}", np.full(len(before), v)))
     return [*fixed, *relative] if attribute.kind == "plain" else [*relative, *fixed]
 

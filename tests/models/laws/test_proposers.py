@@ -169,7 +169,7 @@ def nothing_but_noise(transitions):
 
 def test_fitted_proposals_predict_as_the_truth_does(seen, world):
     routed = world.route(*seen)
-    fit = sj.fit(world.model, routed, engine="map", seed=0, progress_bar=False)
+    fit = sj.fit(world.model, routed, engine=sj.MaximumAPosteriori(num_restarts=1), progress_bar=False)
     table = world.summary(fit, routed)
     assert all(near(table.loc[name], rate) for name, rate in RATES.items())
     assert (table.rate[["teleport_home", "instakill", "rot", "rewind"]] < 0.02).all()
@@ -346,7 +346,7 @@ def test_effects():
         law absolute
           when true
           pos = (3, 5)
-          target = 'coal ore'
+          target = 'coal ore'  # it's black
           facing one of left, down
         law swap
           when true
@@ -417,6 +417,7 @@ LAW = "law a\n  when {}\n  stone += 1\n"
         (LAW.format(""), "line 2, law 'a': '()' is not in the declared form"),
         (LAW.format("stone"), "line 2, law 'a': 'stone' is a number, where a condition is needed"),
         (LAW.format("stone and true"), "line 2, law 'a': 'stone' is a number, where a condition is needed"),
+        (LAW.format("target == 'tree"), "line 2, law 'a': cannot read the expression"),
         (LAW.format("stone =="), "line 2, law 'a': cannot read the expression 'stone =='"),
         (LAW.format("pos == 3"), "line 2, law 'a': 'pos == 3' does not work for a number and a pair"),
         (LAW.format("pos < (1, 2)"), "line 2, law 'a': 'pos < (1, 2)' puts cells in order"),
