@@ -21,6 +21,7 @@ from sojourn._exceedance_demo import exceedance_demo
 from sojourn._fractional_sde_demo import fractional_sde_demo
 from sojourn._jump_process_demo import jump_process_demo
 from sojourn._langevin_flow_demo import langevin_flow_demo
+from sojourn._laws_demo import laws_demo
 from sojourn.diagnostics import _arviz, _figures
 from sojourn.models import hidden_markov
 
@@ -389,6 +390,10 @@ DEMOS = {
     "langevin-flow": (
         "spikes of thirty neurons (simulated): what moves their rates, and what will neurons not recorded do?",
         langevin_flow_demo,
+    ),
+    "laws": (
+        "a small world (simulated), and Crafter if installed: which of these laws are real, and what should one do?",
+        laws_demo,
     ),
 }
 """Question and function of each, by name."""

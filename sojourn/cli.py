@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exceedance       daily temperatures: how long do warm and cold spells last, and how long does the longest?
         fractional-sde   volatility of the S&P 500: how rough is it, and would Brownian noise do?
         langevin-flow    spikes of thirty neurons (simulated): what moves their rates, and what will neurons not recorded do?
+        laws             a small world (simulated), and Crafter if installed: which of these laws are real, and what should one do?
         0
     """
     parser = argparse.ArgumentParser(prog="sojourn", description=sj.__doc__)

@@ -181,10 +181,21 @@ class CompetingLaws(_Pooled):
         hazard = self._padded(self.hazard)[rows.law]
         change = self._padded(self.change)[rows.attribute]
 
+        some = rows.several
+        total = hazard.sum(-1, keepdims=True)
+        nothing = jnp.exp(-total)
+        which = jnp.concatenate([nothing, (1 - nothing) * hazard / jnp.maximum(total, 1e-30)], -1)
+        log_which = jnp.log(jnp.maximum(which, 1e-30))
+
         def one(key):
-            key_fire, key_draw = jax.random.split(key)
-            keys = jax.random.split(key_fire, rows.num_rows)
-            writer = jax.vmap(law_race.fire)(keys, hazard, jnp.asarray(rows.writes))
+            key_law, key_fire, key_draw = jax.random.split(key, 3)
+            law = jax.random.categorical(key_law, log_which) - 1  # of those that can only fire alone
+            wrote = jnp.take_along_axis(jnp.asarray(rows.writes), jnp.maximum(law, 0)[:, None, None], 1)[:, 0]
+            writer = jnp.where(wrote & (law >= 0)[:, None], law[:, None], -1)
+            if np.shape(some)[0]:
+                keys = jax.random.split(key_fire, np.shape(some)[0])
+                race = jax.vmap(law_race.fire)(keys, hazard[some], jnp.asarray(rows.writes)[some])
+                writer = writer.at[some].set(race)
             return self._draw(key_draw, writer, change, self.noise)
 
         keys = jax.random.split(key, int(np.prod(sample_shape, dtype=int)))

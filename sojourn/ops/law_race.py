@@ -95,7 +95,7 @@ def race(hazard: Array, writes: Array, seen: Array, frame: Array) -> Array:
     target = sets[:, None] | mask[..., None, :]
     moves = (gain[..., None] * (target[..., None] == sets)).sum(-2)  # (..., S, S)
     leave = rate.sum(-1)
-    top = leave.max(-1)[..., None, None] + jnp.finfo(hazard.dtype).tiny
+    top = leave.max(-1)[..., None, None] + 1e-3  # any rate no smaller than the largest will do
     stays = jnp.eye(len(sets), dtype=hazard.dtype) * (1 - leave / top[..., 0])[..., None]
     chain = moves / top + stays
     short = top / 2**_SQUARINGS

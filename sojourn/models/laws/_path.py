@@ -161,12 +161,12 @@ class _NextValues(dist.Distribution):
             keys = jax.random.split(key, int(np.prod(sample_shape)))
             return jax.vmap(self.sample)(keys).reshape(*sample_shape, *self.event_shape)
         codes = self._grouped(self.observed)
-        numbers = jnp.arange(self.ties.most_values)
+        numbers = jnp.arange(self.ties.most_values, dtype=codes.dtype)
         for c in range(codes.shape[1]):
             tried = jax.vmap(lambda v, c=c, codes=codes: self.groups_log_prob(codes.at[:, c].set(v)))(numbers)
             tried = jnp.where(numbers[:, None] < self.situation.size[:, c], tried, -jnp.inf)
             key, key_cell = jax.random.split(key)
-            drawn = jax.random.categorical(key_cell, tried, axis=0)
+            drawn = jax.random.categorical(key_cell, tried, axis=0).astype(codes.dtype)
             codes = codes.at[:, c].set(jnp.where(codes[:, c] == HIDDEN, drawn, codes[:, c]))
         flat = jnp.zeros(self.event_shape[0] + 1, self.observed.dtype)
         return flat.at[self.ties.cell].set(jnp.maximum(codes, 0).astype(flat.dtype))[:-1]

@@ -40,9 +40,7 @@ def test_imagined_steps_have_the_density(world, which):
     num = 20_000
     paths = world.simulate(guess, state, [action], num_paths=num, seed=1, leaks=True)
     after = jax.tree.map(lambda x: x[:, 1], paths)
-    codes = np.concatenate(
-        [np.asarray(v).reshape(num, -1) for v in jax.tree.leaves(after)], 1
-    )
+    codes = np.concatenate([np.asarray(v).reshape(num, -1) for v in jax.tree.leaves(after)], 1)
     found, first, count = np.unique(codes, axis=0, return_index=True, return_counts=True)
     common = np.flatnonzero(count > 100)
     assert len(common) > 4
@@ -55,7 +53,7 @@ def test_imagined_steps_have_the_density(world, which):
 
 
 def test_without_leaks_only_named_values_come(world):
-    states, actions, _ = transitions(12)
+    states, _, _ = transitions(12)
     paths = world.simulate(world.supposing(0.0, change=0.9), one(states, 0), [0, 1, 2], num_paths=50)
     for name in ("pos", "energy", "food", "weather"):
         np.testing.assert_array_equal(paths[name], np.broadcast_to(paths[name][:, :1], paths[name].shape))
@@ -162,7 +160,7 @@ def test_log_likelihood_is_what_arviz_compares_by(meadow):
 
 
 def test_wrong_questions(meadow):
-    world, seen, routed, fit = meadow
+    world, seen, _, fit = meadow
     other = World(meadow_space(), meadow_laws())
     other.route(*seen)
     with pytest.raises(ValueError, match="no fit of this world: it has 12 laws, the world 7"):

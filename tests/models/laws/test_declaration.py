@@ -7,7 +7,9 @@ import pytest
 
 from sojourn.models.laws import Objects, Space, World, cells, law, levels, one_of, when
 
-SPACE = Space(pos=cells(4, 4), wood=levels(5), weather=("dry", "wet"), kind=3, cow=Objects(2, pos=cells(4, 4), gone=2))
+SPACE = Space(
+    pos=cells(4, 4), wood=levels(5), weather=("dry", "wet"), kind=3, cow=Objects(2, pos=cells(4, 4), gone=2)
+)
 STATE = {
     "pos": np.array([[1, 1], [2, 2]]),
     "wood": np.array([1, 4]),
@@ -43,8 +45,14 @@ def test_laws_read_like_a_rule_book():
         (lambda: World(SPACE, [lambda s, a: 0]), "is no law; decorate the function with @law"),
         (lambda: World(SPACE, [_chop()], pool="vote"), "`pool` is 'hazard' or 'product', not 'vote'"),
         (lambda: World(SPACE, [_chop()], noise=0.0), "`noise` is a probability above 0"),
-        (lambda: World(SPACE, [_chop(each="sheep")]), "law 'chop' is about each 'sheep', which the space lacks"),
-        (lambda: World(SPACE, [_chop(after="sun")]), "law 'chop' cannot see 'sun' after the step: the space lacks"),
+        (
+            lambda: World(SPACE, [_chop(each="sheep")]),
+            "law 'chop' is about each 'sheep', which the space lacks",
+        ),
+        (
+            lambda: World(SPACE, [_chop(after="sun")]),
+            "law 'chop' cannot see 'sun' after the step: the space lacks",
+        ),
         (
             lambda: World(SPACE, [_chop(prior=dist.Beta(2.0, 2.0))], pool="product"),
             "law 'chop' has a prior of its rate, which pool='product' does not know",
@@ -80,21 +88,45 @@ def _chop(**options):
 @pytest.mark.parametrize(
     ("function", "options", "sentence"),
     [
-        (lambda s, a: when(True, stone=1), {}, "law 'x' writes 'stone', which the space lacks; it has pos, wood"),
-        (lambda s, a: when(a == 1, kind=s.kind + 1), {}, r"law 'x' writes 3 to 'kind', outside its support \(0..2\)"),
+        (
+            lambda s, a: when(True, stone=1),
+            {},
+            "law 'x' writes 'stone', which the space lacks; it has pos, wood",
+        ),
+        (
+            lambda s, a: when(a == 1, kind=s.kind + 1),
+            {},
+            r"law 'x' writes 3 to 'kind', outside its support \(0..2\)",
+        ),
         (lambda s, a: when(True, pos=s.pos + 2), {}, "law 'x' writes a cell off the grid to 'pos'"),
         (lambda s, a: when(True, pos=s.wood), {}, r"the value it writes to 'pos' must be a pair \(x, y\)"),
         (lambda s, a: when(True, wood=s.pos), {}, "the value it writes to 'wood' must be one number"),
-        (lambda s, a: when(s.pos > 1, wood=1), {}, r"its condition has shape \(2,\); it must be one truth value"),
-        (lambda s, a: when(s.cow.pos.sum() > s.moon, wood=1), {}, "law 'x' reads 'moon', which the states do not hold"),
+        (
+            lambda s, a: when(s.pos > 1, wood=1),
+            {},
+            r"its condition has shape \(2,\); it must be one truth value",
+        ),
+        (
+            lambda s, a: when(s.cow.pos.sum() > s.moon, wood=1),
+            {},
+            "law 'x' reads 'moon', which the states do not hold",
+        ),
         (lambda s, a: (s.wood, 1), {}, r"must return when\(condition, attribute=value, ...\), not tuple"),
         (
             lambda s, a: when(True, wood=one_of([1, 2], p=[s.wood / 8, 0.5])),
             {},
             "the probabilities of the values it writes to 'wood' do not sum to one",
         ),
-        (lambda s, a: when(True, wood=s.wood + 1), {"after": "wood"}, "law 'x' cannot see 'wood' after the step: it writes"),
-        (lambda s, a, p=dist.Beta(1.0, 1.0): when(p > 0.5, wood=1), {}, "depend on a parameter; only the probabilities"),
+        (
+            lambda s, a: when(True, wood=s.wood + 1),
+            {"after": "wood"},
+            "law 'x' cannot see 'wood' after the step: it writes",
+        ),
+        (
+            lambda s, a, p=dist.Beta(1.0, 1.0): when(p > 0.5, wood=1),
+            {},
+            "depend on a parameter; only the probabilities",
+        ),
     ],
 )
 def test_at_routing(function, options, sentence):
@@ -108,7 +140,9 @@ def test_probabilities_of_parameter_and_state():
         q = p * s.wood / 8
         return when(True, wood=one_of([1, 2], p=[q, 1 - q]))
 
-    with pytest.raises(NotImplementedError, match="law 'x': its probabilities depend on a parameter and on the state"):
+    with pytest.raises(
+        NotImplementedError, match="law 'x': its probabilities depend on a parameter and on the state"
+    ):
         World(SPACE, [x]).route(STATE, ACTIONS, STATE)
 
 
@@ -133,7 +167,10 @@ def test_laws_that_wait_for_each_other():
         ({"wood": np.array([1.5, 2])}, "'wood' must hold whole numbers"),
         ({"wood": np.array([1, 2, 3])}, "rows, and there are 2 actions"),
         ({"pos": np.array([1, 2])}, r"'pos' has shape \(2,\); it must be \(T, 2\)"),
-        ({"pos": np.array([[1, 2], [4, 0]])}, r"'pos' is \[4, 0\] at \(1,\), outside its support \(a cell of 4 x 4\)"),
+        (
+            {"pos": np.array([[1, 2], [4, 0]])},
+            r"'pos' is \[4, 0\] at \(1,\), outside its support \(a cell of 4 x 4\)",
+        ),
         ({"cow": None}, "there is no 'cow.pos', which the space declares"),
     ],
 )

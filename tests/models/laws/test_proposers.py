@@ -190,7 +190,15 @@ def test_true_proposals_are_real_and_wrong_ones_absent(seen, world):
     table = world.summary(fit, routed)
     assert all(near(table.loc[name], rate) for name, rate in RATES.items())
     assert (table.verdict[[*RATES, *(f"beast_pos_{way}" for way in ACTIONS[:4])]] == "real").all()
-    assert (table.verdict[["teleport_home", "instakill", "rot", "rewind"]] == "absent").all()
+    assert (table.verdict[["teleport_home", "rot", "rewind"]] == "absent").all()
+    # A bite and an instakill are told apart only where more than 2 health is left. A law that n such activations never
+    # saw happen has a rate of mean 1 / (n + 1), standard deviation the same.
+    beasts, pos = seen.states["beast"]["pos"], seen.states["pos"][:, None]
+    close = (np.abs(beasts - pos).sum(-1) <= 1).any(1)
+    apart = (close & (seen.states["health"] > 2)).sum()
+    assert apart > 15
+    assert table.verdict["instakill"] != "real"
+    assert table.rate["instakill"] < 2 / (apart + 1)
     assert table.rate["hunt"] < 0.1  # right by luck a quarter of the time
 
 

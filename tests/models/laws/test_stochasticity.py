@@ -99,7 +99,9 @@ def enumerated_sticky(world, seen, z, regimes):
 def test_sticky_actions_are_a_hidden_chain(x64, world, seen):
     noisy = world.under(StickyAction(6))
     exact = enumerated_sticky(world, seen, 0.25, [by_action(world, seen)])
-    assert total(noisy, noisy.route(*seen), beliefs(world, sticky_action=0.25)) == pytest.approx(exact, abs=1e-6)
+    assert total(noisy, noisy.route(*seen), beliefs(world, sticky_action=0.25)) == pytest.approx(
+        exact, abs=1e-6
+    )
 
 
 def hazards(world):
@@ -145,7 +147,9 @@ def test_events_override_what_laws_did(x64, world, seen):
     rate = 0.05
     guess = world.supposing(RATES, change=0.01)
     full = world.log_prob(guess, *seen)
-    without = world.log_prob(guess, seen.states, seen.actions, {**seen.next_states, "pos": np.full((NUM, 2), -1)})
+    without = world.log_prob(
+        guess, seen.states, seen.actions, {**seen.next_states, "pos": np.full((NUM, 2), -1)}
+    )
     mixed = np.logaddexp(np.log1p(-rate) + full, np.log(rate) + without - np.log(len(FREE)))
     exact = np.where(seen.actions == 5, full, mixed).sum()
     values = beliefs(world, **{"gust.rate": rate})
@@ -205,7 +209,10 @@ def test_activations_are_those_of_the_meant_actions(x64, world, seen):
             lambda w: w.under(RandomAction(3)).route({}, np.array([1, 5]), {}),
             "actions must lie between 0 and 2",
         ),
-        (lambda w: w.under(RandomAction(3)).moment(SimpleNamespace(posterior={}), None), "ask it of a world under drift"),
+        (
+            lambda w: w.under(RandomAction(3)).moment(SimpleNamespace(posterior={}), None),
+            "ask it of a world under drift",
+        ),
         (
             lambda w: World(w.space, w.laws, pool="product").under(SuddenDrift()),
             "drift is for worlds with pool='hazard'",
