@@ -39,6 +39,9 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/jump_processes.py
 	$(RUN) benchmarks/exceedance.py
 	$(RUN) benchmarks/fractional_sde.py
+	$(RUN) benchmarks/laws.py
+	$(RUN) benchmarks/stochasticity.py
+	$(RUN) benchmarks/crafter_protocol.py
 
 # The weights of the amortised jump process, from simulation to file, in about an hour on two cores.
 train-jump-network: $(VENV)/.installed

@@ -220,7 +220,7 @@ def _danger(world: World, fit, seed: int):
         np.histogram2d(*life["pos"][:, -1].T, bins=np.arange(side + 1) - 0.5)[0] / _LIVES for life in lives
     )
 
-    figure, axes = _figures.panels(3, columns=3, height=4.1)
+    figure, axes = _figures.panels(3, columns=3, height=3.75)
     titles = "the start", "a beast is near, %", "the agent, after two steps west, %"
     for axis, title in zip(axes, titles, strict=True):
         m.picture(_START, axis)

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from sojourn.cli import main
+from sojourn.environments.crafter import _crafter
 
 
 def test_list(capsys):
@@ -14,6 +15,7 @@ def test_list(capsys):
     assert "jump-process" in printed
     assert "exceedance" in printed
     assert "fractional-sde" in printed
+    assert "laws" in printed
 
 
 @pytest.mark.parametrize("arguments", [["demo", "nothing"], ["demo", "--num-samples", "0"], []])
@@ -140,3 +142,42 @@ def test_fractional_sde_without_the_extra(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     for words in ("sojourn[data]", "exact maximum likelihood 0.805", "R-hat", "Report:"):
         assert words in printed
+
+
+@pytest.mark.slow
+def test_laws(tmp_path, capsys):
+    arguments = ["demo", "laws", "--num-warmup", "300", "--num-samples", "300"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "teleport_home",
+        "-3.1124",
+        "'3 west, then pick' promises most",
+        "is best there, too",
+        "of its 38 laws 38 come out real, of 12 wrong ones 12 absent",
+        "R-hat",
+        "Report:",
+    ):
+        assert words in printed
+    page = (tmp_path / "laws.html").read_text(encoding="utf-8")
+    for words in (
+        "Which laws are real?",
+        "What comes next?",
+        "What should one do?",
+        "The real Crafter",
+        "Ranks",
+    ):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_laws_without_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "crafter", None)
+    _crafter.cache_clear()
+    arguments = ["demo", "laws", "--num-warmup", "300", "--num-samples", "300"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("sojourn[crafter]", "promises most", "R-hat", "Report:"):
+        assert words in printed
+    assert "38 come out real" not in printed

@@ -271,3 +271,27 @@ def test_random_candidates_rank_at_random():
 @law
 def _nowhere(s, a):
     return when(False, pos=s.pos)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["nuts", "svi", "langevin", "mclmc"])
+def test_engines_find_the_posterior(engine):
+    """Two laws that never compete: two Beta posteriors, known in closed form."""
+    world = World(Space(wood=levels(10), food=levels(10)), [_chop, _starve])
+    num, hits = 60, np.array([42, 6])
+    states = {"wood": np.full(num, 3), "food": np.full(num, 5)}
+    happened = [np.arange(num) < h for h in hits]
+    after = {"wood": states["wood"] + happened[0], "food": states["food"] - happened[1]}
+    seen = world.route(states, np.zeros(num), after)
+    fit = sj.fit(world.model, seen, engine=engine, num_samples=2000, progress_bar=False)
+    rate = fit.posterior["rate"].values.reshape(-1, 2)
+    mean = (1 + hits) / (2 + num)
+    sd = np.sqrt(mean * (1 - mean) / (3 + num))
+    # a variational family is normal in log hazard, which the skew of the rarer law does not quite fit
+    np.testing.assert_allclose(rate.mean(0), mean, atol=0.12 * sd.max())
+    np.testing.assert_allclose(rate.std(0), sd, rtol=0.15)
+
+
+@law
+def _starve(s, a):
+    return when(True, food=s.food - 1)

@@ -28,7 +28,9 @@ unguided exploration". The default pool is not theirs; see :class:`World`.
 """
 
 from sojourn.models.laws._answers import Ranking, edit_distance
+from sojourn.models.laws._declared_form import TextProposer, read_laws
 from sojourn.models.laws._law import Effect, Law, Outcome, anywhere, law, one_of, when
+from sojourn.models.laws._propose import Proposer, library, propose
 from sojourn.models.laws._routing import Routed
 from sojourn.models.laws._space import Objects, Space, cells, levels
 from sojourn.models.laws._stochasticity import (
@@ -42,6 +44,7 @@ from sojourn.models.laws._stochasticity import (
     StickyAction,
     SuddenDrift,
 )
+from sojourn.models.laws._templates import TemplateProposer
 from sojourn.models.laws._world import World
 from sojourn.models.laws.crafter import crafter_laws, crafter_refresh, crafter_space, wrong_crafter_laws
 from sojourn.models.laws.meadow import meadow_laws, meadow_space, wrong_meadow_laws
@@ -54,6 +57,7 @@ __all__ = [
     "NoisyWorld",
     "Objects",
     "Outcome",
+    "Proposer",
     "RandomAction",
     "RandomEvent",
     "Ranking",
@@ -63,6 +67,8 @@ __all__ = [
     "Space",
     "StickyAction",
     "SuddenDrift",
+    "TemplateProposer",
+    "TextProposer",
     "World",
     "anywhere",
     "cells",
@@ -72,9 +78,12 @@ __all__ = [
     "edit_distance",
     "law",
     "levels",
+    "library",
     "meadow_laws",
     "meadow_space",
     "one_of",
+    "propose",
+    "read_laws",
     "when",
     "wrong_crafter_laws",
     "wrong_meadow_laws",
