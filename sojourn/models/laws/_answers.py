@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from sojourn.models.laws._cast import numeric
 from sojourn.models.laws._imagine import Beliefs, decode_into, next_codes
-from sojourn.models.laws._routing import Routed
+from sojourn.models.laws._routing import Book, Routed
 from sojourn.models.laws._space import GONE, Space
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Answers", "Ranking", "edit_distance"]
 
+_NO_BOOK = Book(
+    np.zeros((0, 0), np.int32), {}, 0, 0
+)  # one for all: a book of its own would be compiled for anew
 _ABSENT = 0.05  # a law that happens less often than this where it holds is as good as absent
 
 
@@ -100,6 +104,20 @@ def edit_distance(
         edits += (differ * here + each * (there & ~here)).sum(1)
         leaves += each * there.sum(1)
     return edits / leaves if normalised else edits
+
+
+def _padded(routed: Routed) -> Routed:
+    """With rows repeated up to a power of two, so that questions of many lengths share few programs."""
+
+    def positions(num: int) -> np.ndarray:
+        return np.arange(1 << max(num - 1, 0).bit_length()) % num
+
+    rows = routed.rows
+    which = positions(rows.num_rows)
+    taken = type(rows)(*(np.asarray(x)[which] for x in rows[:-1]), rows.several)
+    if len(rows.several):
+        taken = taken._replace(several=rows.several[positions(len(rows.several))])
+    return replace(routed, rows=taken, value=routed.value[which], count=routed.count[which], book=_NO_BOOK)
 
 
 class Answers:
@@ -211,7 +229,7 @@ class Answers:
 
     def _transitions(self, beliefs: Beliefs, routed: Routed) -> np.ndarray:
         """``(S, T)``."""
-        by_row = np.asarray(self._situations(beliefs, routed), float)
+        by_row = np.asarray(self._situations(beliefs, _padded(routed)), float)
         t, cell = np.nonzero(routed.book.row_of >= 0)
         rows = routed.book.row_of[t, cell]
         return np.stack(
@@ -259,16 +277,24 @@ class Answers:
             seed: breaks ties.
         """
         states, actions, truth = transitions
-        own = self.log_prob(fit, states, actions, truth, num_draws=num_draws)
+        actions = np.asarray(actions)
+        num = len(actions)
+        given = [d if isinstance(d, tuple) else (d, np.ones(num, bool)) for d in distractors]
+        # All at once: what is asked in one piece is compiled once.
+        asked = [truth, *(other for other, _ in given)]
+        attributes = {a.group or a.name for a in self.space}
+        asked = [{name: state[name] for name in attributes} for state in asked]
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *asked)
+        again = jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * len(asked)), (dict(states), actions))
+        log_prob = self.log_prob(fit, *again, whole, num_draws=num_draws).reshape(len(asked), num)
+        own = log_prob[0]
         rng = np.random.default_rng(seed)
-        rank, candidates = np.ones(len(own), int), np.ones(len(own), int)
-        ours = rng.random(len(own))
-        for given in distractors:
-            other, applies = given if isinstance(given, tuple) else (given, np.ones(len(own), bool))
+        rank, candidates = np.ones(num, int), np.ones(num, int)
+        ours = rng.random(num)
+        for (other, applies), theirs in zip(given, log_prob[1:], strict=True):
             applies = np.asarray(applies) & (edit_distance(self.space, other, truth) > 0)
-            theirs = self.log_prob(fit, states, actions, other, num_draws=num_draws)
             tie = np.isclose(theirs, own, atol=1e-6)
-            ahead = np.where(tie, rng.random(len(own)) < ours, theirs > own)
+            ahead = np.where(tie, rng.random(num) < ours, theirs > own)
             rank += applies & ahead
             candidates += applies
         return Ranking(rank, candidates, own)

@@ -112,7 +112,9 @@ class _NextValues(dist.Distribution):
     pytree_data_fields = ("situation", "observed")
     pytree_aux_fields = ("ties", "noise")
 
-    def __init__(self, situation: _Situation, observed: Array, ties: Any, noise: float, *, validate_args=None):
+    def __init__(
+        self, situation: _Situation, observed: Array, ties: Any, noise: float, *, validate_args=None
+    ):
         self.situation = situation
         self.observed = observed
         self.ties = ties
@@ -137,7 +139,9 @@ class _NextValues(dist.Distribution):
         some = np.flatnonzero(~self.ties.exclusive)
         if not len(some):
             return one
-        joint = law_race.race(s.hazard[..., some, :], writes[some], seen[..., some, :, :], frame[..., some, :])
+        joint = law_race.race(
+            s.hazard[..., some, :], writes[some], seen[..., some, :, :], frame[..., some, :]
+        )
         return one.at[..., some].set(joint)
 
     def _grouped(self, codes: Array) -> Array:
@@ -189,7 +193,10 @@ class _Seen(dist.Distribution):
         super().__init__(jnp.shape(log_seen), (), validate_args=validate_args)
 
     def log_prob(self, value: Array) -> Array:
-        return jnp.where(jnp.asarray(value) == 1, self.log_seen, jnp.log(-jnp.expm1(self.log_seen)))
+        not_seen = jnp.log(
+            -jnp.expm1(jnp.minimum(self.log_seen, -1e-7))
+        )  # where nothing was to be seen: log 1
+        return jnp.where(jnp.asarray(value) == 1, self.log_seen, not_seen)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         u = jax.random.uniform(key, (*sample_shape, *self.batch_shape))
@@ -266,21 +273,28 @@ def path_model(world: Any, series: Mapping[str, Any], actions: Any) -> None:
             situation = _situation(world, tie, state, after, action, beliefs, before)
             # The first state comes from nowhere: no law holds, and any value is as likely as another.
             situation = situation._replace(
-                hazard=jnp.where(begins, 0.0, situation.hazard), change=jnp.where(begins, 1.0, situation.change)
+                hazard=jnp.where(begins, 0.0, situation.hazard),
+                change=jnp.where(begins, 1.0, situation.change),
             )
             law = _NextValues(situation, seen, tie, world.noise)
             log_seen = jnp.where(begins, 0.0, law.log_seen())
             numpyro.sample(f"seen_{level}", _Seen(log_seen), obs=jnp.ones((), jnp.int32))
             drawn = numpyro.sample(f"state_{level}", law, infer=labels)
             now = jnp.where(phase == level, drawn, now)
-            new = jnp.where(phase == level, drawn, new)  # of sampled values alone: what went before is forgotten
+            new = jnp.where(
+                phase == level, drawn, new
+            )  # of sampled values alone: what went before is forgotten
         numpyro.deterministic("state", new)
         return new, None
 
     begin = jax.tree.map(lambda x: np.concatenate([x[:1], x]), begin)
     actions = np.concatenate([actions[:1], actions])
     begins = np.arange(num + 1) == 0
-    scan(step, jnp.zeros(space.num_cells, jnp.int32), (begin, actions, np.concatenate([first[None], following]), begins))
+    scan(
+        step,
+        jnp.zeros(space.num_cells, jnp.int32),
+        (begin, actions, np.concatenate([first[None], following]), begins),
+    )
 
 
 def _cell_names(space: Space) -> list[str]:

@@ -378,5 +378,5 @@ def _several(table: _Table) -> np.ndarray:
     writes = table.writes.astype(int)
     holds = table.writes.any(-1)
     shared = np.einsum("umc,unc->umn", writes, writes) > 0
-    apart = ~shared & holds[:, :, None] & holds[:, None, :]
+    apart: Any = ~shared & holds[:, :, None] & holds[:, None, :]
     return np.flatnonzero(apart.any((1, 2)))

@@ -344,7 +344,7 @@ class NoisyWorld:
         situations = np.moveaxis(rows, 2, 0)
         begins = self._begins(states, next_states, num) if begins is None else np.asarray(begins, bool)
         meant = actions.astype(np.int32)
-        count = np.ones(num)
+        count: Any = np.ones(num)
         if not self._sequential:
             keys = [situations.reshape(num, -1), meant[:, None], np.nan_to_num(event, nan=1.0).round(9)]
             _, index, count = np.unique(
