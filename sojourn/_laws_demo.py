@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import numpyro
@@ -39,7 +40,7 @@ _COLOURS = {
     "open": "#e0a030",
     "never seen": "#9aa5ad",
 }
-_START = {
+_START: dict[str, Any] = {
     "pos": np.array([2, 1]),
     "energy": np.array(8),
     "health": np.array(9),
@@ -130,7 +131,7 @@ def _held_out(world: World, fit) -> tuple[pd.DataFrame, str]:
     }
     table = pd.DataFrame({"nats a transition": mean})
     table["below exact"] = exact - table["nats a transition"]
-    lost = table.loc["learnt", "below exact"]
+    lost = exact - mean["learnt"]
     return table, f"What was learnt falls short of the exact probabilities by {lost:.3f} nats a transition."
 
 
@@ -144,7 +145,7 @@ def _tried(plan, num: int, seed: int) -> np.ndarray:
     """Rewards of a plan in the meadow itself, ``(num,)``."""
     meadow, rng, last = Meadow(), np.random.default_rng(seed), []
     for _ in range(num):
-        state = _START
+        state: Any = _START
         for action in plan:
             state = meadow.step(rng, state, action)
         last.append(state)
@@ -158,10 +159,11 @@ def _tried(plan, num: int, seed: int) -> np.ndarray:
 
 def _compare(world: World, fit, book: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, dict, str]:
     """Table of the plans; rewards of each, imagined in two ways and true ones; what follows from them."""
-    settings = {"num_paths": _LIVES, "seed": seed}
+    settings: dict[str, Any] = {"num_paths": _LIVES, "seed": seed}
     plans = world.compare_plans(fit, _START, _PLANS, _reward, **settings)
     plans.columns = ["imagined", "error", "best"]
-    only_real = world.supposing(book["rate"].where(book["verdict"] == "real", 0.0).to_dict())
+    real = book.index[book["verdict"] == "real"]
+    only_real = world.supposing({str(name): book.loc[name, "rate"] for name in real})
     gains = {}
     for name in plans.index:
         imagined, surely = (
@@ -207,7 +209,7 @@ def _rates(book: pd.DataFrame):
 
 def _danger(world: World, fit, seed: int):
     """The start, where beasts will bite, and where two steps west lead; and what the picture shows."""
-    settings = {"num_paths": _LIVES, "seed": seed}
+    settings: dict[str, Any] = {"num_paths": _LIVES, "seed": seed}
     lives = [
         world.simulate(fit, _START, _PLANS[name], **settings)
         for name in ("2 west, then pick", "3 west, then pick")
@@ -216,9 +218,7 @@ def _danger(world: World, fit, seed: int):
     side = len(m.WALLS)
     cell = np.moveaxis(np.indices((side, side)), 0, -1)
     near = (np.abs(beasts - cell).sum(-1) <= 1).any(2).mean((0, 1))
-    two, three = (
-        np.histogram2d(*life["pos"][:, -1].T, bins=np.arange(side + 1) - 0.5)[0] / _LIVES for life in lives
-    )
+    two, three = ((life["pos"][:, -1, None, None] == cell).all(-1).mean(0) for life in lives)
 
     figure, axes = _figures.panels(3, columns=3, height=3.75)
     titles = "the start", "a beast is near, %", "the agent, after two steps west, %"
@@ -226,10 +226,10 @@ def _danger(world: World, fit, seed: int):
         m.picture(_START, axis)
         axis.set_title(title, loc="left", fontsize=9.5)
         if axis is not axes[0]:
-            axis.get_legend().remove()
+            axis.legend().remove()
             for marks in axis.lines[-2:]:  # agent and beasts, who have moved on
                 marks.remove()
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": 4, "fontsize": 8}
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": 4, "fontsize": 8}
     axes[0].legend(**below, frameon=False, columnspacing=0.8, handletextpad=0.2)
     _heat(axes[1], 100 * near, "OrRd")
     _heat(axes[2], 100 * two, "Blues")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn.distributions import LawRows
 from sojourn.models.laws._cast import numeric
 from sojourn.models.laws._imagine import Beliefs, decode_into, next_codes
 from sojourn.models.laws._routing import Book, Routed
@@ -114,9 +115,8 @@ def _padded(routed: Routed) -> Routed:
 
     rows = routed.rows
     which = positions(rows.num_rows)
-    taken = type(rows)(*(np.asarray(x)[which] for x in rows[:-1]), rows.several)
-    if len(rows.several):
-        taken = taken._replace(several=rows.several[positions(len(rows.several))])
+    several = rows.several[positions(len(rows.several))] if len(rows.several) else rows.several
+    taken = LawRows(**{n: x[which] for n, x in rows._asdict().items() if n != "several"}, several=several)
     return replace(routed, rows=taken, value=routed.value[which], count=routed.count[which], book=_NO_BOOK)
 
 
@@ -285,8 +285,10 @@ class Answers:
         attributes = {a.group or a.name for a in self.space}
         asked = [{name: state[name] for name in attributes} for state in asked]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *asked)
-        again = jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * len(asked)), (dict(states), actions))
-        log_prob = self.log_prob(fit, *again, whole, num_draws=num_draws).reshape(len(asked), num)
+        before, done = jax.tree.map(
+            lambda x: np.concatenate([np.asarray(x)] * len(asked)), (dict(states), actions)
+        )
+        log_prob = self.log_prob(fit, before, done, whole, num_draws=num_draws).reshape(len(asked), num)
         own = log_prob[0]
         rng = np.random.default_rng(seed)
         rank, candidates = np.ones(num, int), np.ones(num, int)

@@ -376,7 +376,7 @@ def _unique(table: _Table) -> tuple[_Table, np.ndarray]:
 def _several(table: _Table) -> np.ndarray:
     """Rows in which two laws hold that have no cell in common."""
     writes = table.writes.astype(int)
-    holds = table.writes.any(-1)
-    shared = np.einsum("umc,unc->umn", writes, writes) > 0
+    holds: Any = table.writes.any(-1)
+    shared: Any = np.einsum("umc,unc->umn", writes, writes) > 0
     apart: Any = ~shared & holds[:, :, None] & holds[:, None, :]
     return np.flatnonzero(apart.any((1, 2)))
