@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import betaincinv
 
 from sojourn.distributions import LawRows
 from sojourn.models.laws._cast import numeric
@@ -422,7 +423,8 @@ class Answers:
             tails), ``activations`` (how often its condition held), ``verdict``: "never seen" without activations; "real"
             where the rate is surely above what is left to a law that n activations never saw happen (with
             probability 0.95 each: a 5 % quantile above 1 - 0.05^(1 / (n + 1))); "absent" where it is surely below
-            0.05; "open" otherwise; and ``rivals``, laws that often held in the same situations, from which the data
+            0.05; "open" otherwise (of a posterior mode: with the interval of a
+            law that nothing competes with); and ``rivals``, laws that often held in the same situations, from which the data
             can tell it only where they did not hold.
         """
         import pandas as pd
@@ -431,10 +433,15 @@ class Answers:
         values = np.asarray(fit.posterior[name])
         values = values.reshape(-1, values.shape[-1])
         tail = (1 - prob) / 2
-        low, high = np.quantile(values, [tail, 1 - tail], axis=0)
         seen = np.array([routed.activations[n] for n in self.names])
         rates = values if self.pool == "hazard" else -np.expm1(-values)
-        least, most = np.quantile(rates, [0.05, 0.95], axis=0)
+        if len(values) > 1:
+            low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+            least, most = np.quantile(rates, [0.05, 0.95], axis=0)
+        else:  # a mode has no interval; that of a law which nothing competes with says how sure one can be
+            low = high = np.full(len(self.names), np.nan)
+            hits = rates[0] * seen
+            least, most = betaincinv(1 + hits, 1 + seen - hits, np.array([[0.05], [0.95]]))
         by_chance = 1 - 0.05 ** (1 / (seen + 1))
         verdict = np.select(
             [seen == 0, least > by_chance, most < _ABSENT], ["never seen", "real", "absent"], "open"

@@ -140,6 +140,17 @@ def test_summary_tells_laws_from_wrong_ideas(meadow):
     assert table.loc["tire", "rivals"] == ""
 
 
+def test_a_mode_has_no_interval_and_is_judged_by_its_activations(meadow):
+    world, seen, routed, _ = meadow
+    rates = {"walk": 0.9, "tire": 0.2, "seasons": 0.1}
+    table = world.summary(world.supposing(rates), routed)
+    assert table["low"].isna().all()
+    assert (table.loc[["walk", "tire", "seasons"], "verdict"] == "real").all()
+    assert table.loc["rewind", "verdict"] == "absent"  # 400 activations
+    few = world.summary(world.supposing({}), world.route(*seen.take(slice(0, 20))))
+    assert few.loc["rewind", "verdict"] == "open"
+
+
 def test_a_law_without_data_was_never_seen(meadow):
     world, _, _, fit = meadow
     only_rest = record(Meadow(), 50, policy=lambda rng, state: 5, seed=1)
