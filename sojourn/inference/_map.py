@@ -27,6 +27,7 @@ from sojourn.inference._whole_data import whole_data
 __all__ = ["MaximumAPosteriori"]
 
 _REACH = 16.0  # half the width of the box, in unconstrained coordinates
+_EDGE = 2.0  # a coordinate this near to its bound that pushes towards it goes there
 _MOVED = 2.0  # how far from the first start others begin, at most, likewise
 _MEDIAN_OF = 15  # draws of the prior whose median is the first start, as in NumPyro's init_to_median
 _TRIES = 20  # draws for one start until the density is finite
@@ -35,6 +36,7 @@ _DENSE = 100  # most coordinates whose curvature is measured by differences
 _ROUND = 200  # most steps of L-BFGS before it is
 _POLISH = 20  # most Newton steps after a round of L-BFGS
 _FLAT = 1e-6  # curvatures below this share of the largest, each coordinate in its own scale, count as this
+_TELLING = 4e3  # units of precision that a gain must have to be told from the rounding of gradients
 _SAME = 0.01  # nats between restarts that count as having found the same mode
 
 
@@ -65,8 +67,8 @@ class MaximumAPosteriori:
     1995, *SIAM J. Sci. Comput.* 16:1190) from several starts, of which the best end is kept. Values of a density in
     single precision hide a maximum flatter than their rounding, at which line searches stall; from there quasi-Newton
     steps go on by the gradient alone, which does not. A climb has converged when such a step would gain less than
-    ``tolerance`` nats, that is, when the end is about ``sqrt(2 * tolerance)`` posterior standard deviations from the
-    mode.
+    ``tolerance`` nats (in single precision 5e-4, if that is more: below, gradients are rounding), that is, when the end
+    is about ``sqrt(2 * tolerance)`` posterior standard deviations from the mode.
 
     **Runaways.** Where the data say that a probability is one or a hazard zero, the maximum lies at the end of an
     infinite axis. Coordinates of bounded and positive sites, of simplices and of correlations stay in a box: 16 to
@@ -187,6 +189,7 @@ class MaximumAPosteriori:
 
         exact = len(vector) <= _DENSE
         steps, gain = 0, np.inf
+        enough = max(self.tolerance, _TELLING * density.precision)
         while True:
             value, before = density.refer_to(vector), gain
             left = self.max_steps - steps
@@ -210,15 +213,19 @@ class MaximumAPosteriori:
             taken = max(int(found.nit), 1)
             vector, end, gain, polished = self._polish(density, found.x, newton, min(_POLISH, left - taken))
             steps += taken + polished
-            stalled = end > value - self.tolerance and gain > 0.5 * before
-            if gain <= self.tolerance or steps >= self.max_steps or stalled:
-                return _Peak(vector, -end, steps, gain <= self.tolerance)
+            stalled = end > value - enough and gain > 0.5 * before
+            if gain <= enough or steps >= self.max_steps or stalled:
+                return _Peak(vector, -end, steps, gain <= enough)
 
     def _polish(
         self, density: _Density, vector: np.ndarray, newton: _QuasiNewton, most: int
     ) -> tuple[np.ndarray, float, float, int]:
         """Steps by gradient and curvature, as long as they shrink what the next one would gain."""
         value, slope = density(vector)
+        at_edge = density.at_edge(vector, slope)
+        value_there, slope_there = density(at_edge)
+        if value_there <= value + density.rounding(value):
+            vector, value, slope = at_edge, value_there, slope_there
         step, gain = newton(vector, slope, density.held(vector, slope))
         for count in range(most):
             if gain <= 1e-3 * self.tolerance:
@@ -359,6 +366,12 @@ class _Density:
         """Which coordinates a bound holds."""
         low, high = self.bounds.T
         return ((vector <= low) & (slope > 0)) | ((vector >= high) & (slope < 0))
+
+    def at_edge(self, vector: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """With coordinates that are about to run into their bounds there."""
+        low, high = self.bounds.T
+        moved = np.where((vector <= low + _EDGE) & (slope > 0), low, vector)
+        return np.where((vector >= high - _EDGE) & (slope < 0), high, moved)
 
     def at_bound(self, vector: np.ndarray) -> list[str]:
         """Sites with a coordinate at the end of its box."""
