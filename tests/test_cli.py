@@ -154,7 +154,7 @@ def test_laws(tmp_path, capsys):
         "-3.1124",
         "'3 west, then pick' promises most",
         "is best there, too",
-        "of its 38 laws 38 come out real, of 12 wrong ones 12 absent",
+        "of its 38 laws 37 come out real, of 12 wrong ones 7 absent",
         "R-hat",
         "Report:",
     ):
@@ -180,4 +180,4 @@ def test_laws_without_the_extra(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     for words in ("sojourn[crafter]", "promises most", "R-hat", "Report:"):
         assert words in printed
-    assert "38 come out real" not in printed
+    assert "come out real" not in printed

@@ -440,7 +440,7 @@ class Answers:
             least, most = np.quantile(rates, [0.05, 0.95], axis=0)
         else:  # a mode has no interval; that of a law which nothing competes with says how sure one can be
             low = high = np.full(len(self.names), np.nan)
-            hits = rates[0] * seen
+            hits = np.minimum(rates[0] * (seen + 1), seen)  # k of n, of which k / (n + 1) is the mode
             least, most = betaincinv(1 + hits, 1 + seen - hits, np.array([[0.05], [0.95]]))
         by_chance = 1 - 0.05 ** (1 / (seen + 1))
         verdict = np.select(
