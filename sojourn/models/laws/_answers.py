@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "Ranking", "edit_distance"]
 
 _NO_BOOK = Book(
-    np.zeros((0, 0), np.int32), {}, 0, 0
+    np.zeros((0, 0), np.int32), {}, 0, 0, ()
 )  # one for all: a book of its own would be compiled for anew
 _ABSENT = 0.05  # a law that happens less often than this where it holds is as good as absent
 
@@ -204,6 +204,18 @@ class Answers:
 
     # --------------------------------------------------------------------------------------------- likelihoods
 
+    def check_routed(self, routed: Any) -> None:
+        """Refuse what this world has not routed."""
+        if not isinstance(routed, Routed):
+            raise ValueError(
+                f"World takes what its `route` returned, not {type(routed).__name__}: "
+                "sj.fit(world.model, world.route(states, actions, next_states))."
+            )
+        if routed.book.laws != tuple(self.names):
+            raise ValueError(
+                "These transitions were routed by a world of other laws; route them by the world that is asked."
+            )
+
     def situation_log_prob(self, beliefs: Beliefs, routed: Routed) -> jax.Array:
         """``(U,)``: log-probability of what came in each different situation."""
         return self.situation_law(beliefs, routed).log_prob(routed.value)
@@ -230,6 +242,7 @@ class Answers:
 
     def _transitions(self, beliefs: Beliefs, routed: Routed) -> np.ndarray:
         """``(S, T)``."""
+        self.check_routed(routed)
         by_row = np.asarray(self._situations(beliefs, _padded(routed)), float)
         t, cell = np.nonzero(routed.book.row_of >= 0)
         rows = routed.book.row_of[t, cell]
@@ -429,6 +442,7 @@ class Answers:
         """
         import pandas as pd
 
+        self.check_routed(routed)
         name = "rate" if self.pool == "hazard" else "weight"
         values = np.asarray(fit.posterior[name])
         values = values.reshape(-1, values.shape[-1])

@@ -33,6 +33,8 @@ class Book:
     """Situations before merging."""
     dropped: int
     """Cells not used because something they depend on was not seen."""
+    laws: tuple[str, ...]
+    """Names of the laws that the rows count."""
 
 
 @jax.tree_util.register_dataclass
@@ -325,7 +327,7 @@ class Router:
             named=np.maximum(table.label.max((1, 3)), 0) + 1,
             several=several,
         )
-        book = Book(row_of, self.activations, len(found), self.dropped)
+        book = Book(row_of, self.activations, len(found), self.dropped, tuple(one.name for one in self.laws))
         return Routed(rows, table.value, count, example, book)
 
 

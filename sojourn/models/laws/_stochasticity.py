@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -352,8 +352,7 @@ class NoisyWorld:
             )
             situations, meant, event, begins = situations[index], meant[index], event[index], begins[index]
         activations = self._activations(routed, actions, len(hidden))
-        book = type(routed.book)(routed.book.row_of, activations, routed.book.num_rows, routed.book.dropped)
-        routed = type(routed)(routed.rows, routed.value, routed.count, routed.example, book)
+        routed = replace(routed, book=replace(routed.book, activations=activations))
         start = _Start() if self.drift is None else self._begin_at(routed, situations, meant)
         return RoutedSeries(routed, situations, meant, event, begins, np.asarray(count, float), start)
 
@@ -457,6 +456,10 @@ class NoisyWorld:
         Args:
             series: what :meth:`route` returned; ``None`` for the prior alone.
         """
+        if series is not None and not isinstance(series, RoutedSeries):
+            raise ValueError(
+                f"A world under stochasticity takes what its own `route` returned, not {type(series).__name__}."
+            )
         beliefs = self._sample_beliefs(_Start() if series is None else series.start)
         if series is None:
             return

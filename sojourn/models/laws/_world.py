@@ -151,6 +151,8 @@ class World(Answers):
                     f"law {law.name!r} has a prior of its rate, which pool='product' does not know; its weights have "
                     "the prior that `penalty` says."
                 )
+        if prior is not None and not isinstance(prior, dist.Beta):
+            raise ValueError(f"World: `prior` is a Beta distribution of rates, not {type(prior).__name__}.")
         self.pool = pool
         self.prior = dist.Beta(1.0, 1.0) if prior is None else prior
         self.change = dist.Beta(1.0, 20.0) if change is None else change
@@ -323,6 +325,8 @@ class World(Answers):
         Args:
             routed: what :meth:`route` returned; ``None`` for the prior alone.
         """
+        if routed is not None:
+            self.check_routed(routed)
         beliefs = self.sample_beliefs()
         if routed is None:
             return

@@ -8,6 +8,7 @@ import sojourn as sj
 from sojourn.environments import Meadow, record
 from sojourn.models.laws import (
     Objects,
+    RandomAction,
     Space,
     World,
     cells,
@@ -171,11 +172,19 @@ def test_log_likelihood_is_what_arviz_compares_by(meadow):
 
 
 def test_wrong_questions(meadow):
-    world, seen, _, fit = meadow
+    world, seen, routed, fit = meadow
     other = World(meadow_space(), meadow_laws())
     other.route(*seen)
     with pytest.raises(ValueError, match="no fit of this world: it has 12 laws, the world 7"):
         other.log_prob(fit, *seen)
+    with pytest.raises(ValueError, match="takes what its `route` returned, not Transitions"):
+        world.model(seen)
+    with pytest.raises(ValueError, match="routed by a world of other laws"):
+        other.summary(fit, routed)
+    with pytest.raises(ValueError, match="routed by a world of other laws"):
+        other.model(routed)
+    with pytest.raises(ValueError, match="takes what its own `route` returned, not Routed"):
+        other.under(RandomAction(6)).model(routed)
     with pytest.raises(ValueError, match="there is no law 'fly'"):
         world.supposing({"fly": 0.5})
     with pytest.raises(ValueError, match="rates are probabilities"):

@@ -44,6 +44,10 @@ def test_laws_read_like_a_rule_book():
         (lambda: World(SPACE, [_chop(), _chop()]), "more than one is called 'chop'"),
         (lambda: World(SPACE, [lambda s, a: 0]), "is no law; decorate the function with @law"),
         (lambda: World(SPACE, [_chop()], pool="vote"), "`pool` is 'hazard' or 'product', not 'vote'"),
+        (
+            lambda: World(SPACE, [_chop()], prior=dist.Normal()),
+            "`prior` is a Beta distribution of rates, not Normal",
+        ),
         (lambda: World(SPACE, [_chop()], noise=0.0), "`noise` is a probability above 0"),
         (
             lambda: World(SPACE, [_chop(each="sheep")]),
