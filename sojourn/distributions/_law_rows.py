@@ -71,21 +71,26 @@ class _Pooled(dist.Distribution):
         """With a last entry for "none"."""
         return jnp.append(values, jnp.zeros((1,), values.dtype))
 
-    def _draw(self, key: Array, writer: Array, frame_change: Array, noise: float) -> Array:
-        """Labels of one draw, given which of its laws writes each cell, for one row after another."""
+    def _draw(self, u: Array, writer: Array, frame_change: Array, noise: Any) -> Array:
+        """Labels of one draw, given which of its laws writes each cell and three uniform numbers a cell."""
         rows = self.rows
-        key_outcome, key_noise, key_uniform = jax.random.split(key, 3)
         which = jnp.maximum(writer, 0)[:, None, :, None]
         label = jnp.take_along_axis(jnp.asarray(rows.label), which, 1)[:, 0]
         probs = jnp.take_along_axis(self.probs, which, 1)[:, 0]
         anywhere = jnp.take_along_axis(jnp.asarray(rows.uniform), which[..., 0], 1)[:, 0]
-        chosen = jax.random.categorical(key_outcome, jnp.log(jnp.maximum(probs, 1e-30)))
-        outcome = jnp.take_along_axis(label, chosen[..., None], -1)[..., 0]
-        drawn = jax.random.randint(key_uniform, writer.shape, 0, jnp.maximum(jnp.asarray(rows.size), 1))
+        outcome = jnp.take_along_axis(label, _which(u[0], probs)[..., None], -1)[..., 0]
+        drawn = jnp.floor(u[1] * rows.size).astype(label.dtype)
         drawn = jnp.where(drawn < jnp.asarray(rows.named), drawn, ELSEWHERE)
-        leak = jax.random.uniform(key_noise, writer.shape) < jnp.where(writer >= 0, noise, frame_change)
+        leak = u[2] < jnp.where(writer >= 0, noise, frame_change)
         value = jnp.where(writer >= 0, outcome, 0)
         return jnp.where(leak | (anywhere & (writer >= 0)), drawn, value)
+
+
+def _which(u: Array, probs: Array) -> Array:
+    """The entry of the last axis that a uniform number picks."""
+    picked = (u[..., None] >= jnp.cumsum(probs, -1)).sum(-1)
+    last = (probs > 0).shape[-1] - 1 - jnp.argmax((probs > 0)[..., ::-1], -1)
+    return jnp.minimum(picked, last)
 
 
 class CompetingLaws(_Pooled):
@@ -185,18 +190,20 @@ class CompetingLaws(_Pooled):
         total = hazard.sum(-1, keepdims=True)
         nothing = jnp.exp(-total)
         which = jnp.concatenate([nothing, (1 - nothing) * hazard / jnp.maximum(total, 1e-30)], -1)
-        log_which = jnp.log(jnp.maximum(which, 1e-30))
 
         def one(key):
-            key_law, key_fire, key_draw = jax.random.split(key, 3)
-            law = jax.random.categorical(key_law, log_which) - 1  # of those that can only fire alone
+            key_draw, key_fire = jax.random.split(key)
+            u = jax.random.uniform(
+                key_draw, (4, *self.batch_shape, *self.event_shape)
+            )  # one call: it is slow to compile
+            law = _which(u[3, :, 0], which) - 1  # of those that can only fire alone
             wrote = jnp.take_along_axis(jnp.asarray(rows.writes), jnp.maximum(law, 0)[:, None, None], 1)[:, 0]
             writer = jnp.where(wrote & (law >= 0)[:, None], law[:, None], -1)
             if np.shape(some)[0]:
                 keys = jax.random.split(key_fire, np.shape(some)[0])
                 race = jax.vmap(law_race.fire)(keys, hazard[some], jnp.asarray(rows.writes)[some])
-                writer = writer.at[some].set(race)
-            return self._draw(key_draw, writer, change, self.noise)
+                writer = writer.at[some].set(race.astype(writer.dtype))
+            return self._draw(u, writer, change, self.noise)
 
         keys = jax.random.split(key, int(np.prod(sample_shape, dtype=int)))
         return jax.lax.map(one, keys).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
