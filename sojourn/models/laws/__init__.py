@@ -30,17 +30,16 @@ unguided exploration". The default pool is not theirs; see :class:`World`.
 from sojourn.models.laws._answers import Ranking, edit_distance
 from sojourn.models.laws._declared_form import TextProposer, read_laws
 from sojourn.models.laws._law import Effect, Law, Outcome, anywhere, law, one_of, when
+from sojourn.models.laws._noisy_world import NoisyWorld, RoutedSeries
 from sojourn.models.laws._propose import Proposer, library, propose
 from sojourn.models.laws._routing import Routed
 from sojourn.models.laws._space import Objects, Space, cells, levels
 from sojourn.models.laws._stochasticity import (
     CyclicDrift,
     Hidden,
-    NoisyWorld,
     RandomAction,
     RandomEvent,
     Represented,
-    RoutedSeries,
     StickyAction,
     SuddenDrift,
 )

@@ -20,10 +20,10 @@ from sojourn.models.laws._answers import Answers
 from sojourn.models.laws._cast import LawShape, cast_one, numeric, shapes_of
 from sojourn.models.laws._imagine import Beliefs, levels_of
 from sojourn.models.laws._law import Law
+from sojourn.models.laws._noisy_world import NoisyWorld
 from sojourn.models.laws._path import path_model
 from sojourn.models.laws._routing import Routed, Router
 from sojourn.models.laws._space import Space
-from sojourn.models.laws._stochasticity import NoisyWorld
 
 __all__ = ["World"]
 
