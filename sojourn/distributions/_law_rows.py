@@ -268,7 +268,7 @@ class LogLinearLaws(_Pooled):
         self._begin(rows, probs, validate_args)
 
     def _scores(self) -> tuple[Array, Array]:
-        """``(U, J)``: of each label (-inf where there is none), and the logarithm of how many values have none."""
+        """``(U, J)``: of each label (-inf where there is none); ``(U,)``: of a value without a label."""
         rows = self.rows
         label = jnp.asarray(rows.label)[..., 0, :]  # (U, M, K)
         num_labels = 1 + label.shape[-2] * label.shape[-1]
@@ -288,6 +288,12 @@ class LogLinearLaws(_Pooled):
         rest = self._rest_score(rows, kappa, score)
         return jnp.where(codes < jnp.asarray(rows.named), total, -jnp.inf), rest
 
+    def _logits(self, scores: Array, rest: Array) -> Array:
+        """``(U, J + 1)``: of each label, and of all values together that have none."""
+        size, named = jnp.asarray(self.rows.size)[..., 0], jnp.asarray(self.rows.named)[..., 0]
+        unnamed = jnp.where(size > named, jnp.log(jnp.maximum(size - named, 1)) + rest, -jnp.inf)
+        return jnp.concatenate([scores, unnamed[..., None]], -1)
+
     def _rest_score(self, rows: LawRows, kappa: Array, score: Any) -> Array:
         """Score of a value that none names: only uniform votes reach it."""
         everywhere = jnp.where(rows.uniform, 1.0 / jnp.asarray(rows.size)[..., None], 0.0)
@@ -299,9 +305,7 @@ class LogLinearLaws(_Pooled):
         """``(U,)``."""
         value = jnp.asarray(value)[..., 0]
         scores, rest = self._scores()
-        size, named = jnp.asarray(self.rows.size)[..., 0], jnp.asarray(self.rows.named)[..., 0]
-        unnamed = jnp.where(size > named, jnp.log(jnp.maximum(size - named, 1)) + rest, -jnp.inf)
-        total = jax.nn.logsumexp(jnp.concatenate([scores, unnamed[..., None]], -1), -1)
+        total = jax.nn.logsumexp(self._logits(scores, rest), -1)
         of_label = jnp.where(
             value >= 0,
             jnp.take_along_axis(scores, jnp.maximum(value, 0)[..., None], -1)[..., 0],
@@ -312,8 +316,6 @@ class LogLinearLaws(_Pooled):
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Labels."""
         scores, rest = self._scores()
-        size, named = jnp.asarray(self.rows.size)[..., 0], jnp.asarray(self.rows.named)[..., 0]
-        unnamed = jnp.where(size > named, jnp.log(jnp.maximum(size - named, 1)) + rest, -jnp.inf)
-        logits = jnp.concatenate([scores, unnamed[..., None]], -1)
+        logits = self._logits(scores, rest)
         drawn = jax.random.categorical(key, logits, shape=(*sample_shape, *self.batch_shape))
         return jnp.where(drawn == scores.shape[-1], ELSEWHERE, drawn)[..., None]

@@ -355,7 +355,7 @@ class Answers:
             num_paths: how many.
             seed: of the random numbers.
             leaks: draw from the model's density to the letter, with the small probabilities that any value comes;
-                otherwise attributes only take values that laws name.
+                otherwise, and under ``pool="product"`` in any case, attributes only take values that laws name.
 
         Returns:
             A state whose arrays are ``(num_paths, H + 1, ...)``, as NumPy arrays.

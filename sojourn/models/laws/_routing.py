@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,11 +97,16 @@ class Router:
         self.dropped = 0
         self.done = 0
 
-    def add(self, states: Mapping[str, Any], next_states: Mapping[str, Any], casts: Sequence[Cast]) -> None:
-        """One chunk."""
+    def add(
+        self,
+        current: np.ndarray,
+        exists: np.ndarray,
+        following: np.ndarray,
+        exists_after: np.ndarray,
+        casts: Sequence[Cast],
+    ) -> None:
+        """One chunk: values before and after with the cells that exist (``Space.read``), and laws."""
         space = self.space
-        current, exists = space.read(states, "states")
-        following, exists_after = space.read_next(states, next_states)
         # what a law sees of the state after the step: objects that are gone keep their old values
         unseen_after = np.where(exists_after, following == HIDDEN, current == HIDDEN) & exists
         following = np.where(exists_after & (following != HIDDEN), following, _UNSEEN)

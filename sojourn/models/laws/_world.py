@@ -257,8 +257,8 @@ class World(Answers):
                 raise ValueError(
                     f"route: `weights` must be {num} numbers that are not negative, one a transition."
                 )
-        self.space.read(states, "states")
-        self.space.read_next(states, next_states)
+        current, exists = self.space.read(states, "states")
+        following, exists_after = self.space.read_next(states, next_states)
         self.look(_at(states, 0), actions[0])
         router = Router(self.space, self.laws, self.shapes, joint=self.pool == "hazard")
         after = {name: next_states[name] for name in self._read_after()}
@@ -267,7 +267,7 @@ class World(Answers):
             which = np.minimum(np.arange(begin, begin + chunk), stop - 1)  # the last one is filled up
             casts = self._cast(states, after, actions, which, stop - begin, first=begin == 0)
             part = slice(begin, stop)
-            router.add(_at(states, part), _at(next_states, part), casts)
+            router.add(current[part], exists[part], following[part], exists_after[part], casts)
         example = jax.tree.map(jnp.asarray, (_at(states, 0), _at(after, 0), actions[0]))
         return router.finish(weights, example)
 
