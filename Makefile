@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint format types bench train-jump-network clean
+.PHONY: demo test test-slow lint format types bench calibrate train-jump-network clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m sojourn.cli demo
@@ -42,6 +42,11 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/laws.py
 	$(RUN) benchmarks/stochasticity.py
 	$(RUN) benchmarks/crafter_protocol.py
+
+# Simulation-based calibration of every engine and system, about an hour on two cores; goes on where it was stopped.
+# Rewrites the tables of docs/calibration.md.
+calibrate: $(VENV)/.installed
+	$(RUN) benchmarks/calibration.py
 
 # The weights of the amortised jump process, from simulation to file, in about an hour on two cores.
 train-jump-network: $(VENV)/.installed

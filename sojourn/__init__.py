@@ -4,12 +4,14 @@
 import numpyro.distributions.distribution  # noqa: F401
 
 from sojourn import datasets, distributions, models
-from sojourn.diagnostics import Section, check, relabel, report
+from sojourn.diagnostics import Section, check, relabel, report, score
 from sojourn.inference import (
     MALT,
     MCLMC,
     AdjustedMCLMC,
     BlockedGibbs,
+    Checkpoint,
+    Keep,
     MaximumAPosteriori,
     ParticleGibbs,
     ParticleMarginal,
@@ -24,8 +26,12 @@ from sojourn.inference import (
     amortized_jump_process,
     calibrate,
     decode_paths,
+    diagnose_model,
     fit,
+    fit_many,
+    leave_future_out,
     marginalize,
+    one_step_ahead,
     particle_filter,
     read_scan,
     trained_model,
@@ -38,6 +44,8 @@ __all__ = [
     "MCLMC",
     "AdjustedMCLMC",
     "BlockedGibbs",
+    "Checkpoint",
+    "Keep",
     "MaximumAPosteriori",
     "ParticleGibbs",
     "ParticleMarginal",
@@ -55,13 +63,18 @@ __all__ = [
     "check",
     "datasets",
     "decode_paths",
+    "diagnose_model",
     "distributions",
     "fit",
+    "fit_many",
+    "leave_future_out",
     "marginalize",
     "models",
+    "one_step_ahead",
     "particle_filter",
     "read_scan",
     "relabel",
     "report",
+    "score",
     "trained_model",
 ]

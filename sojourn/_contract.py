@@ -23,10 +23,28 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
-__all__ = ["is_path_form", "marginal_form", "observed_sites", "pointwise_ndim", "series_law", "trace_model"]
+__all__ = [
+    "check_function",
+    "is_path_form",
+    "marginal_form",
+    "observed_sites",
+    "pointwise_ndim",
+    "series_law",
+    "trace_model",
+]
 
 Model = Callable[..., Any]
 Site = dict[str, Any]
+
+
+def check_function(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TypeError: no function.
+    """
+    if not callable(model):
+        raise TypeError(f"A model is a function with NumPyro primitives, not {model!r:.60}.")
 
 
 def is_path_form(model: Model, kwargs: Mapping[str, Any]) -> bool:
@@ -58,6 +76,7 @@ def trace_model(
     values: Mapping[str, Any] | None = None,
 ) -> dict[str, Site]:
     """Trace of one run, with ``values`` at the sites they name and draws from the prior elsewhere."""
+    check_function(model)
     seeded = handlers.seed(model, key)
     return handlers.trace(handlers.substitute(seeded, data=dict(values or {}))).get_trace(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Command line: ``sojourn demo`` runs the main job on real data and writes a report page."""
+"""Command line: ``sojourn demo`` fits real data and writes a report page, ``sojourn run`` starts several processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import sojourn as sj
 from sojourn._demos import DEMOS
+from sojourn._launch import launch
 
 __all__ = ["main"]
 
@@ -38,7 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--num-warmup", type=_positive, default=500, help="warm-up draws a chain (500)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--open", action="store_true", help="open the page in a browser")
+    run = commands.add_parser("run", help="run a script in several processes that share out its fits")
+    run.add_argument("--processes", type=_positive, help="started here; under srun or mpirun leave it out")
+    run.add_argument("--devices", type=_positive, help="devices to make of the processors, for each process")
+    run.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of process 0, where the batch system does not tell"
+    )
+    run.add_argument("script", help="a Python script that calls sj.fit")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     options = parser.parse_args(arguments)
+    if options.command == "run":
+        return launch(
+            options.script,
+            options.arguments,
+            processes=options.processes,
+            devices=options.devices,
+            coordinator=options.coordinator,
+        )
     if options.list:
         for name, (question, _) in DEMOS.items():
             print(f"{name:16s} {question}")

@@ -13,7 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.filterwarnings(
     "ignore:Amortised rates"
 )  # two patients are fewer than the network was trained on
-@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 5, 6, 7])
 def test_examples_run(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     block = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[index]

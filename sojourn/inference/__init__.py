@@ -2,9 +2,16 @@
 
 from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._calibrate import calibrate
+from sojourn.inference._checkpoint import Checkpoint
 from sojourn.inference._decode import decode_paths
+from sojourn.inference._diagnose_model import ModelDiagnosis, diagnose_model
 from sojourn.inference._fit import fit
+from sojourn.inference._fit_many import fit_many
+from sojourn.inference._forecast import one_step_ahead
+from sojourn.inference._keep import Keep
+from sojourn.inference._leave_future_out import LeaveFutureOut, leave_future_out
 from sojourn.inference._malt import MALT
+from sojourn.inference._many_fits import ManyFits
 from sojourn.inference._map import MaximumAPosteriori
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
@@ -39,8 +46,13 @@ __all__ = [
     "AdjustedMCLMC",
     "AmortizedJumpProcess",
     "BlockedGibbs",
+    "Checkpoint",
     "ConditionalSMC",
+    "Keep",
+    "LeaveFutureOut",
+    "ManyFits",
     "MaximumAPosteriori",
+    "ModelDiagnosis",
     "ParticleGibbs",
     "ParticleMarginal",
     "PathGuide",
@@ -58,10 +70,14 @@ __all__ = [
     "amortized_jump_process",
     "calibrate",
     "decode_paths",
+    "diagnose_model",
     "effective_sample_size",
     "fit",
+    "fit_many",
+    "leave_future_out",
     "marginalizable",
     "marginalize",
+    "one_step_ahead",
     "paris",
     "particle_filter",
     "particle_log_likelihood",

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro import handlers
 from numpyro.infer import MCMC
+from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm.auto import tqdm
 
-from sojourn._contract import marginal_form, observed_sites, trace_model
+from sojourn._contract import Site, marginal_form, observed_sites, trace_model
 from sojourn.diagnostics import Calibration
 from sojourn.diagnostics.calibration import rank
 from sojourn.inference import _labels as labels
 from sojourn.inference._auto import choose_engine
-from sojourn.inference._check_model import check_data, check_gradient_engine, check_latents, latent_sites
+from sojourn.inference._check_model import (
+    check_data,
+    check_gradient_engine,
+    check_latents,
+    check_takes_all,
+    latent_sites,
+    subsampled,
+)
 from sojourn.inference._fit import Engine, is_gradient_kernel, resolve_engine
+from sojourn.inference._map import MaximumAPosteriori
+from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._predictive import replicate, site_log_prob
+from sojourn.inference._score_ascent import ScoreAscent
 from sojourn.inference._variational import Variational
+from sojourn.inference._whole_data import whole_data
 
 __all__ = ["calibrate"]
 
@@ -50,8 +63,14 @@ def calibrate(
         model: a NumPyro model. Observations must not feed back into later steps of a ``scan``.
         *args, **kwargs: its arguments. The first positional one is an example of the data: its shape and its
             missing entries are kept, its values are replaced. Priors must not depend on it: state those that
-            would take their scale from the data.
-        engine: as in ``sj.fit``.
+            would take their scale from the data. Where it is no array of the shape of the one observed site
+            (data at several sites, a table, a ``routed`` world), or is read on the host, it stays as it is, and
+            the observed sites are conditioned on what was simulated at them: the calibration is then of the
+            model given whatever else it reads off the example, a prior's scale or a first state.
+            Entries that a law only knows to be cut off (kinds of excursions) are simulated whole: leave them out.
+        engine: as in ``sj.fit``; not ``"map"``, which has no draws. Optimisers (``"svi"``,
+            ``"score_ascent"``) are compiled for every data set anew. The draws of ``"score_ascent"`` are those
+            of its asymptotic law, and are ranked as if they were a posterior.
         num_simulations: number of data sets.
         num_samples, num_warmup: of each chain (MCMC).
         num_ranked: draws the truth is ranked among, one less than the number of ranks. Keep ``num_samples``
@@ -63,7 +82,8 @@ def calibrate(
         A :class:`~sojourn.diagnostics.Calibration`: print it, ``.ok``, ``.plot()``.
 
     Raises:
-        ValueError: no data to replace, or a prior that depends on the data.
+        ValueError: no data to replace, or inside a scan and not the first argument; a prior that depends on
+            the data; an engine without draws; simulated data that are not finite.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, sojourn as sj
@@ -85,64 +105,150 @@ def calibrate(
     args = tuple(labels.bare(a) for a in args)
     kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
     engine_of, engine_name = resolve_engine(engine)
+    if isinstance(engine_of, MaximumAPosteriori):
+        raise ValueError(
+            "calibrate() ranks the truth among the draws of a posterior, and the engine 'map' finds a single "
+            "point: calibrate an engine that draws ('nuts', 'svi', ...)."
+        )
     key = jax.random.key(seed)
+    given = model  # what simulates: all sites, all data
     trace = trace_model(model, args, kwargs, key=key)
-    check_latents(trace)
-    check_data(trace)
     if engine_of == "auto":
         engine_of, engine_name = resolve_engine(choose_engine(model, args, kwargs, trace)[0])
-    site = _data_site(trace, args[0])
+    kernel = None if isinstance(engine_of, Variational | ScoreAscent) else _kernel(engine_of, model)
+    if subsampled(trace):
+        if isinstance(kernel, HMC):
+            check_takes_all(trace, engine_name)
+        given = whole_data(model)
+        trace = trace_model(given, args, kwargs, key=key)
+    whole = given  # what is ranked: the sites that the engine samples
+    if isinstance(engine_of, Variational) or is_gradient_kernel(kernel):
+        if marginalizable(given, args, kwargs):
+            model, whole = marginalize(model), marginalize(given)
+            trace = trace_model(whole, args, kwargs, key=key)
+        check_gradient_engine(trace, engine_name)
+    check_latents(trace)
+    check_data(trace)
+    data = _Data(given, args, kwargs, trace)
     latents = list(latent_sites(trace))
-    simulate = jax.jit(lambda key: _simulate(model, args, kwargs, key, site))
-    run = _runner(model, args[1:], kwargs, engine_of, engine_name, trace, num_samples, num_warmup)
-    log_prior = jax.jit(lambda values, data: _log_prior(model, (data, *args[1:]), kwargs, values))
-    score = jax.jit(lambda values, data: _log_likelihood(model, (data, *args[1:]), kwargs, values))
+    simulate = jax.jit(lambda key: _simulate(given, args, kwargs, key, data, latents))
+    run = _runner(model, kwargs, engine_of, data, num_samples, num_warmup)
+    log_prior = jax.jit(lambda values, new: _log_prior(*data.call(whole, new), kwargs, values))
+    marginal = marginal_form(whole, kwargs)
+    score = jax.jit(lambda values, new: _log_likelihood(*data.call(whole, new), marginal, values))
     scores = jax.jit(jax.vmap(score, (0, None)))
+    told = set(latent_sites(trace_model(whole, args, marginal, key=key)))  # what the likelihood depends on
     keep = np.linspace(0, num_samples - 1, num_ranked).round().astype(int)
 
-    template = jnp.asarray(args[0])
     ties = np.random.default_rng(seed)
     ranks: dict[str, list[np.ndarray]] = {}
     for i in tqdm(range(num_simulations), disable=not progress_bar, desc="calibrate"):
         key_simulate, key_fit = jax.random.split(jax.random.fold_in(key, i))
-        truth, data = simulate(key_simulate)
-        if i == 0 and not np.allclose(log_prior(truth, template), log_prior(truth, data), rtol=1e-4):
+        truth, new = simulate(key_simulate)
+        data.check(new, i)
+        if i == 0 and not np.allclose(log_prior(truth, data.example), log_prior(truth, new), rtol=1e-4):
             raise ValueError(
                 "The prior depends on the data (the log prior density of one draw changes with them), so truth "
                 "and fit would have different priors: state the priors that take their scale from the data."
             )
-        draws = run(key_fit, data)
+        draws = run(key_fit, new)
         draws = {n: np.asarray(v)[keep] for n, v in draws.items() if n in latents}
-        fitted = np.asarray(scores(draws, data))
         for name, value in truth.items():
             if name in draws:
                 ranks.setdefault(name, []).append(rank(value, draws[name], seed=ties))
-        ranks.setdefault("log_likelihood", []).append(rank(score(truth, data), fitted, seed=ties))
+        if told <= set(draws):  # not where an engine keeps parameters and no path
+            fitted = np.asarray(scores(draws, new))
+            ranks.setdefault("log_likelihood", []).append(rank(score(truth, new), fitted, seed=ties))
     names = labels.Labels({n: v[0].shape for n, v in ranks.items()}, trace)
     return Calibration(
         names.dataset({n: np.stack(v) for n, v in ranks.items()}, lead=("simulation",)), num_ranked
     )
 
 
-def _data_site(trace: Any, data: Any) -> str:
-    found = [n for n, s in observed_sites(trace).items() if np.shape(s["value"]) == np.shape(data)]
-    if len(found) != 1:
-        raise ValueError(
-            f"calibrate() replaces the first argument by simulated data, but {len(found)} observed sites have "
-            f"its shape {np.shape(data)}."
+class _Data:
+    """Where the data are in a call of the model, and how others take their place.
+
+    Where a model can read traced data, a new series is its first argument. Else (it reads them on the host, or
+    has them at several sites, or in another shape) its arguments stay as they are, and the observed sites are
+    conditioned on new values: as good a calibration, of the model given whatever else it read off its arguments.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        trace: Mapping[str, Site],
+    ):
+        observed = observed_sites(trace)
+        if not observed:
+            raise ValueError("The model observes nothing: calibrate() has no data to simulate.")
+        self.args = args
+        shape = _shape(args[0])
+        self.argument = ([np.shape(s["value"]) for s in observed.values()] == [shape]) and _takes_traced(
+            model, args, kwargs
         )
-    return found[0]
+        for name, site in observed.items():
+            if not self.argument and site.get("_control_flow_done", False):
+                raise ValueError(
+                    "calibrate() replaces data inside a scan by replacing the first argument, which must be an "
+                    "array of the shape of the one observed site and be read as it is: it has shape "
+                    f"{shape}, and site '{name}' {np.shape(site['value'])}."
+                )
+        self.example = {n: jnp.asarray(s["value"]) for n, s in observed.items()}
+        if self.argument:
+            self.example = dict.fromkeys(observed, jnp.asarray(args[0]))
+
+    def replicate(self, trace: Mapping[str, Site], key: Any) -> dict[str, Any]:
+        """New data, missing where the example is."""
+        found = {}
+        for i, (name, example) in enumerate(self.example.items()):
+            new = replicate(trace[name], key if i == 0 else jax.random.fold_in(key, i))
+            if jnp.issubdtype(example.dtype, jnp.floating):
+                new = jnp.where(jnp.isnan(example), jnp.nan, new)
+            found[name] = new.astype(example.dtype)
+        return found
+
+    def call(self, model: Callable[..., Any], new: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        """The model and its arguments, with these data."""
+        if self.argument:
+            return model, (*new.values(), *self.args[1:])
+        return handlers.condition(model, data=dict(new)), self.args
+
+    def check(self, new: Mapping[str, Any], simulation: int) -> None:
+        for name, example in self.example.items():
+            if jnp.issubdtype(example.dtype, jnp.floating):
+                wrong = ~np.isfinite(new[name]) & ~np.isnan(example)
+                if wrong.any():
+                    raise ValueError(
+                        f"Data set {simulation} that the model simulates at site '{name}' is not finite: narrow "
+                        "the priors, or give the example more room."
+                    )
 
 
-def _simulate(model, args, kwargs, key, site):
-    """A draw of the latent values and of the data at ``site`` given them."""
+def _shape(x: Any) -> tuple[int, ...] | None:
+    """Of an array of numbers; ``None`` for anything else."""
+    array = np.asarray(x)
+    return array.shape if array.dtype.kind in "biuf" else None
+
+
+def _takes_traced(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def look(first: Any) -> Any:
+        trace = trace_model(model, (first, *args[1:]), kwargs, key=jax.random.key(0))
+        return {n: site_log_prob(s) for n, s in observed_sites(trace).items()}
+
+    try:
+        jax.eval_shape(look, jnp.asarray(args[0]))
+    except jax.errors.JAXTypeError:
+        return False
+    return True
+
+
+def _simulate(model, args, kwargs, key, data, latents):
+    """A draw of the latent values and of the data given them."""
     key_latent, key_data = jax.random.split(key)
     trace = trace_model(model, args, kwargs, key=key_latent)
-    data = replicate(trace[site], key_data)
-    template = jnp.asarray(args[0])
-    if jnp.issubdtype(template.dtype, jnp.floating):
-        data = jnp.where(jnp.isnan(template), jnp.nan, data)
-    return {n: s["value"] for n, s in latent_sites(trace).items()}, data.astype(template.dtype)
+    return {n: trace[n]["value"] for n in latents}, data.replicate(trace, key_data)
 
 
 def _log_prior(model, args, kwargs, values):
@@ -151,33 +257,34 @@ def _log_prior(model, args, kwargs, values):
 
 
 def _log_likelihood(model, args, kwargs, values):
-    trace = trace_model(model, args, marginal_form(model, kwargs), key=jax.random.key(0), values=values)
+    trace = trace_model(model, args, kwargs, key=jax.random.key(0), values=values)
     return sum(jnp.sum(site_log_prob(s)) for s in observed_sites(trace).values())
 
 
-def _runner(model, others, kwargs, engine, name, trace, num_samples, num_warmup):
-    """``run(key, data) -> draws``."""
-    if isinstance(engine, Variational):
-        check_gradient_engine(trace, "variational inference")
-
-        def variational(key, data):
-            run = engine.run(
-                model, (data, *others), kwargs, num_samples=num_samples, key=key, progress_bar=False
-            )
-            return {n: v[0] for n, v in run.draws.items()}
-
-        return variational
+def _kernel(engine: Callable[..., Any], model: Callable[..., Any]) -> MCMCKernel:
     kernel = engine(model)
     if not isinstance(kernel, MCMCKernel):
         raise ValueError(f"`engine(model)` must return a numpyro MCMCKernel, not {type(kernel).__name__}.")
-    if is_gradient_kernel(kernel):
-        check_gradient_engine(trace, name)
+    return kernel
 
-    # The kernel is made, adapted and run inside one compiled function, so that a new data set costs no compilation.
+
+def _runner(model, kwargs, engine, data, num_samples, num_warmup):
+    """``run(key, new) -> draws``."""
+    if isinstance(engine, Variational | ScoreAscent):
+
+        def optimise(key, new):
+            call, args = data.call(model, new)
+            run = engine.run(call, args, kwargs, num_samples=num_samples, key=key, progress_bar=False)
+            return {n: v[0] for n, v in run.draws.items()}
+
+        return optimise
+
+    # The kernel is made, adapted and run inside one compiled function: a new data set costs no compilation.
     @jax.jit
-    def sample(key, data):
-        mcmc = MCMC(engine(model), num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
-        mcmc.run(key, data, *others, **kwargs)
+    def sample(key, new):
+        call, args = data.call(model, new)
+        mcmc = MCMC(engine(call), num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
+        mcmc.run(key, *args, **kwargs)
         return mcmc.get_samples()
 
     return sample

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from importlib.metadata import version
-from typing import Any
+from os import PathLike
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer.gibbs import Gibbs
+from numpyro.infer import NUTS
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 
@@ -20,6 +21,7 @@ from sojourn.diagnostics._arviz import container
 from sojourn.inference import _labels as labels
 from sojourn.inference._auto import choose_engine
 from sojourn.inference._blocked_gibbs import BlockedGibbs
+from sojourn.inference._chains import Chains
 from sojourn.inference._check_gradient import check_model_gradient
 from sojourn.inference._check_model import (
     check_data,
@@ -30,8 +32,11 @@ from sojourn.inference._check_model import (
     subsampled,
     warn_of_params,
 )
+from sojourn.inference._checkpoint import Checkpoint, Store, as_checkpoint
+from sojourn.inference._fingerprint import fingerprint
 from sojourn.inference._gradient_kernel import GradientKernel
-from sojourn.inference._initial import compiled_once, compiled_start, init_to_hint
+from sojourn.inference._initial import compiled_once, init_to_hint
+from sojourn.inference._keep import Keep, as_keep
 from sojourn.inference._malt import MALT
 from sojourn.inference._map import MaximumAPosteriori
 from sojourn.inference._marginalize import marginalizable, marginalize
@@ -39,15 +44,18 @@ from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
 from sojourn.inference._params import flat_params, params_dataset, with_params
 from sojourn.inference._particle_gibbs import ParticleGibbs
 from sojourn.inference._particle_marginal import ParticleMarginal
+from sojourn.inference._places import Places, choose_places, spread_plate
 from sojourn.inference._predictive import Evaluation, evaluate, missing_entries
 from sojourn.inference._scan import prepared
 from sojourn.inference._score_ascent import ScoreAscent
-from sojourn.inference._step_bias import step_bias
+from sojourn.inference._statistics import named_statistics, statistic_fields
+from sojourn.inference._step_bias import shift_between
 from sojourn.inference._stochastic_gradient import StochasticGradientLangevin
 from sojourn.inference._structure import check_scans
 from sojourn.inference._underdamped import UnderdampedLangevin
 from sojourn.inference._variational import Variational
 from sojourn.inference._warm_start import WarmStart, read_warm_start, refuse_warm_start, start_kernel
+from sojourn.inference._watch import ChainWatch
 from sojourn.inference._whole_data import whole_data
 
 __all__ = ["ENGINES", "Engine", "fit", "is_gradient_kernel", "resolve_engine"]
@@ -76,14 +84,6 @@ ENGINES: dict[str, Any] = {
 }
 """Engines by name."""
 
-_HMC_FIELDS = ("potential_energy", "energy", "num_steps", "accept_prob", "adapt_state.step_size", "diverging")
-_ARVIZ_NAMES = {
-    "potential_energy": "lp",
-    "num_steps": "n_steps",
-    "accept_prob": "acceptance_rate",
-    "adapt_state.step_size": "step_size",
-}
-
 
 def fit(
     model: Callable[..., Any],
@@ -97,6 +97,11 @@ def fit(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     warm_start: Any = None,
+    checkpoint: str | PathLike[str] | Checkpoint | None = None,
+    keep: Keep | Sequence[str] | None = None,
+    chain_method: str = "auto",
+    shard: str | None = None,
+    stop_early: bool = True,
     **kwargs: Any,
 ) -> Any:
     """Fit a NumPyro model to data.
@@ -152,17 +157,24 @@ def fit(
         * ``params``: after variational inference, the values of all ``numpyro.param`` sites, of the model and of the
           guide (arrays of a network by their place in it);
         * ``warm_start``: draws of the approximate posterior (``warm_draw``), where there was one;
-          :func:`sojourn.check` says how far it was from the posterior.
+          :func:`sojourn.check` says how far it was from the posterior;
+        * ``running_summary``: mean, standard deviation and quantiles of sites kept as summaries.
+
+        Draws of more than 800 MB stay in the ``checkpoint`` if there is one, and are read when asked for.
 
         Attributes: ``engine``, ``seed``, ``seconds`` (of inference) and ``seconds_total``, versions; for samplers
         without a Metropolis test ``step_bias``, from a rerun at half the step that :func:`sojourn.check` reads;
-        ``warm_start``, the type of what the fit was started from.
+        ``warm_start``, the type of what the fit was started from; ``partial`` after Ctrl-C (a second one raises at
+        once), with the draws so far, and ``stopped``, a sentence, where the fit stopped by itself.
 
     Raises:
         ValueError: an unknown engine; data that are empty or outside the support of their law (NaN counts as
             missing); a discrete latent site under an engine that needs gradients, a density without gradient or with
             another's (``stop_gradient``); nothing to fit; a ``warm_start`` of other sites, shapes or supports than
-            the model's, or under an engine that cannot start from one.
+            the model's, or under an engine that cannot start from one; a ``checkpoint`` of another model, other data
+            or other settings.
+        RuntimeError: a chain whose density, position or step size is no longer a finite number: which chain, since
+            when, and at which site.
         TypeError: the model is no function; ``warm_start`` is no approximate posterior.
 
     Example:
@@ -184,6 +196,7 @@ def fit(
     ):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"`{what}` must be a whole number of at least {least}, not {value!r}.")
+    kept, checkpoint = as_keep(keep), as_checkpoint(checkpoint)
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
@@ -220,46 +233,92 @@ def fit(
         if progress_bar:
             print(choice)
 
-    stat_dims: dict[str, list[str]] = {}
-    params: dict[str, Any] = {}
     if not isinstance(engine_of, Variational):
         warn_of_params(trace, engine_name)
-    if kernel is None:
-        options = {"num_samples": num_samples, "key": key_run, "progress_bar": progress_bar}
-        if warm is not None:
-            if not isinstance(engine_of, Variational):
-                refuse_warm_start(type(engine_of).__name__)
-            options["warm_start"] = warm
-        run = engine_of.run(model, bare_args, bare_kwargs, **options)
-        draws, stats, attrs = run.draws, run.stats, run.attrs
-        params = getattr(run, "params", {})
-    else:
-        if isinstance(kernel, GradientKernel):
-            kernel.gradient_checked = True
-        settings = num_warmup, num_samples, num_chains, key_run, progress_bar, warm
-        try:
-            draws, stats, stat_dims, attrs = _run_mcmc(kernel, bare_args, bare_kwargs, *settings)
-        except RuntimeError as error:
-            if not chooses or engine_name == "nuts":
-                raise
-            choice = f"NUTS, after {engine_name} failed: {error}"
-            engine_name, kernel = "nuts", _nuts(model)
-            draws, stats, stat_dims, attrs = _run_mcmc(kernel, bare_args, bare_kwargs, *settings)
+    whole_call = whole, bare_args, bare_kwargs
+    run = {"seed": seed, "engine": engine_name, "num_chains": num_chains, "num_warmup": num_warmup}
+    run |= {"engine settings": engine_of if runs_itself else _settings(kernel), "keep": repr(kept)}
+    if runs_itself or getattr(kernel, "measures_bias", False):
+        run["num_samples"] = num_samples
+    run |= {"shard": shard, "warm_start": None if warm is None else [warm.mean, warm.sd]}
+    store = None
+    if checkpoint is not None:
+        part = (jax.process_index(), jax.process_count())
+        store = Store(checkpoint, fingerprint(*whole_call, trace, run), part)
+    params: dict[str, Any] = {}
+    with closing(store) if store is not None else nullcontext():
+        if kernel is None:
+            if keep is not None:
+                raise ValueError(
+                    f"`keep` is for samplers that run chains, and {engine_name} draws at its end."
+                )
+            options: dict[str, Any] = {
+                "num_samples": num_samples,
+                "key": key_run,
+                "progress_bar": progress_bar,
+            }
+            if warm is not None:
+                if not isinstance(engine_of, Variational):
+                    refuse_warm_start(type(engine_of).__name__)
+                options["warm_start"] = warm
+            if store is not None:
+                options["stage"] = store.stage(engine_name)
+            found = engine_of.run(model, bare_args, bare_kwargs, **options)
+            params = getattr(found, "params", {})
+            sampled = _Sampled(found.draws, found.stats, found.attrs)
+        else:
+            places = choose_places(kernel, num_chains, chain_method, shard, trace)
+            if places.together is not None and shard != "particles":
+                model = spread_plate(model)
+                kernel = _kernel(ENGINES[engine_name] if chooses else engine_of, model)
+            if isinstance(kernel, GradientKernel):
+                kernel.gradient_checked = True
+            options = {
+                "keep": kept,
+                "places": places,
+                "store": store,
+                "progress_bar": progress_bar,
+                "warm": warm,
+            }
+            sizes = num_warmup, num_samples, key_run
+
+            def sample(kernel: MCMCKernel) -> _Sampled:
+                watch = ChainWatch(model, bare_args, bare_kwargs, kernel, num_warmup) if stop_early else None
+                return _run_mcmc(kernel, bare_args, bare_kwargs, *sizes, watch=watch, **options)
+
+            try:
+                sampled = sample(kernel)
+            except RuntimeError as error:
+                if not chooses or engine_name == "nuts":
+                    raise
+                choice = f"NUTS, after {engine_name} failed: {error}"
+                engine_name, kernel = "nuts", _nuts(model)
+                sampled = sample(kernel)
+    draws, stats, attrs = sampled.draws, sampled.stats, sampled.attrs
     if choice is not None:
         attrs["engine_choice"] = choice
     if summed_out:
         attrs["summed_out"] = ", ".join(summed_out)
     if warm is not None:
         attrs["warm_start"] = warm.source
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started if sampled.seconds is None else sampled.seconds
 
     if params:
         whole = with_params(whole, flat_params(params))
+    with compiled_once():
+        marginal = trace_model(whole, bare_args, marginal_form(model, bare_kwargs), key=key_check)
     latents = {n: draws[n] for n in latent_sites(trace) if n in draws}
-    # Such draws are few, and their evaluation a single pass: what counts is how fast it compiles.
-    with compiled_once() if few_draws else nullcontext():
-        evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
-    stats.setdefault("lp", evaluation.log_joint)
+    evaluation = None
+    if set(latent_sites(marginal)) <= set(latents):
+        try:
+            # Such draws are few, and their evaluation a single pass: what counts is how fast it compiles.
+            with compiled_once() if few_draws else nullcontext():
+                evaluation = evaluate(whole, bare_args, bare_kwargs, latents, key_predict)
+        except KeyboardInterrupt:
+            if "partial" not in attrs:
+                raise
+        else:
+            stats.setdefault("lp", evaluation.log_joint)
     attrs |= {
         "engine": engine_name,
         "seed": seed,
@@ -268,22 +327,41 @@ def fit(
         "inference_library": "sojourn",
         **{f"{lib}_version": version(lib) for lib in ("sojourn", "numpyro", "jax", "arviz")},
     }
-    with compiled_once():
-        marginal = trace_model(whole, bare_args, marginal_form(model, bare_kwargs), key=key_check)
     observed = observed_sites(marginal)
-    shapes = {n: v.shape[2:] for n, v in draws.items()}
+    shapes = {n: v.shape[2:] for n, v in [*draws.items(), *sampled.summaries.items()]}
     shapes |= {n: np.shape(site["value"]) for n, site in observed.items()}
     names = labels.Labels(shapes, {**trace, **marginal}, dims, coords)
-    names.dims |= {n: names.fit(n, known, stats[n].shape[2:]) for n, known in stat_dims.items()}
+    names.dims |= {n: names.fit(n, known, stats[n].shape[2:]) for n, known in sampled.stat_dims.items()}
     constant = _constant_data(names, labels.named_arrays(model, args, kwargs), observed)
     groups = _groups(marginal, names, draws, stats, evaluation)
     if constant:
         groups["constant_data"] = names.dataset(constant, lead=())
+    if sampled.summaries:
+        names.coords["statistic"] = np.array(kept.statistics)
+        groups["running_summary"] = names.dataset(sampled.summaries, lead=("chain", "statistic"))
     if params:
         groups["params"] = params_dataset(params)
     if warm is not None:
         groups["warm_start"] = names.dataset(warm.draws, lead=("warm_draw",))
     return container(groups, attrs)
+
+
+class _Sampled(NamedTuple):
+    """What an engine has come to."""
+
+    draws: dict[str, Any]
+    stats: dict[str, np.ndarray]
+    attrs: dict[str, Any]
+    stat_dims: dict[str, list[str]] = {}  # never changed
+    summaries: dict[str, np.ndarray] = {}
+    seconds: float | None = None
+
+
+def _settings(kernel: MCMCKernel | None) -> Any:
+    """What a kernel was told, before it has seen the model."""
+    if kernel is None:
+        return None
+    return [type(kernel).__name__, {n: v for n, v in vars(kernel).items() if n != "_model"}]
 
 
 def resolve_engine(engine: Engine) -> tuple[Any, str]:
@@ -324,60 +402,60 @@ def _run_mcmc(
     kwargs: Mapping[str, Any],
     num_warmup: int,
     num_samples: int,
-    num_chains: int,
     key: jax.Array,
+    *,
+    keep: Keep,
+    places: Places,
+    store: Store | None,
+    watch: ChainWatch | None,
     progress_bar: bool,
     warm: WarmStart | None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]], dict[str, Any]]:
+) -> _Sampled:
     if warm is not None:
         start_kernel(kernel, warm)
-    chain_method = _chain_method(kernel, num_chains)
-    if isinstance(kernel, ParticleGibbs):
-        kernel.shows_vectorized = chain_method == "vectorized"
-    fields = _HMC_FIELDS if isinstance(kernel, HMC) else tuple(getattr(kernel, "stat_fields", ()))
-    mcmc = MCMC(
+
+    chains = Chains(
         kernel,
+        args,
+        kwargs,
         num_warmup=num_warmup,
-        num_samples=num_samples,
-        num_chains=num_chains,
-        chain_method=chain_method,
-        progress_bar=progress_bar,
+        places=places,
+        fields=lambda: statistic_fields(kernel),
+        keep=keep,
     )
     measures_bias = getattr(kernel, "measures_bias", False)
-    with compiled_start():
-        if measures_bias and num_warmup > 0:
-            # In a run of its own: what it compiles then serves the draws and those at half the step as well, where
-            # there are as many of each.
-            mcmc.warmup(key, *args, extra_fields=fields, **kwargs)
-            key = mcmc.post_warmup_state.rng_key
-        mcmc.run(key, *args, extra_fields=fields, **kwargs)
-    draws = {n: np.asarray(v) for n, v in mcmc.get_samples(group_by_chain=True).items()}
-    extra = mcmc.get_extra_fields(group_by_chain=True)
-    stats = {_ARVIZ_NAMES.get(n, n): np.asarray(v) for n, v in extra.items()}
-    if "lp" in stats:
-        stats["lp"] = -stats["lp"]
-    if "n_steps" in stats and isinstance(kernel, HMC):
-        stats["tree_depth"] = np.floor(np.log2(np.maximum(stats["n_steps"], 1))).astype(int) + 1
-        depth = getattr(kernel, "_max_tree_depth", None)
-        if depth is not None:
-            deepest = depth[1] if isinstance(depth, tuple) else depth
-            stats["reached_max_treedepth"] = stats["n_steps"] >= 2**deepest - 1
+    drawn = chains.run(
+        lambda: chains.start(key),
+        num_samples,
+        num_warmup=num_warmup,
+        stage=None if store is None else store.stage("chains"),
+        watch=watch,
+        progress_bar=progress_bar,
+        states_wanted=measures_bias,
+    )
+    draws, stats = drawn.draws, named_statistics(kernel, drawn.stats)
     attrs: dict[str, Any] = {"num_warmup": num_warmup}
     if getattr(kernel, "ergodic_averages_only", False):
         attrs["ergodic_averages_only"] = 1
-    if measures_bias:
-        attrs |= step_bias(mcmc, draws, args, kwargs, fields)
-    return draws, stats, getattr(kernel, "stat_dims", {}), attrs
-
-
-def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
-    if num_chains == 1:
-        return "sequential"
-    if num_chains <= jax.local_device_count():
-        return "parallel"
-    # On one device NumPyro compiles anew for each chain of a sequence; side by side they compile once.
-    alone = isinstance(kernel, Gibbs) and not isinstance(kernel, ParticleGibbs)
-    return "sequential" if alone else "vectorized"
+    if drawn.partial:
+        attrs["partial"] = 1
+        attrs["num_samples_asked"] = num_samples
+    if drawn.advice is not None:
+        attrs["stopped" if drawn.partial else "advice"] = drawn.advice
+        warnings.warn(drawn.advice, stacklevel=4)
+    if measures_bias and not drawn.partial:
+        # The same program goes on with half the step.
+        again = chains.run(
+            lambda: [kernel.halve_step(state) for state in drawn.states],
+            num_samples,
+            num_warmup=0,
+            stage=None if store is None else store.stage("half_step"),
+            progress_bar=progress_bar,
+            phase="half step",
+        )
+        if not again.partial:
+            attrs |= shift_between(draws, again.draws)
+    return _Sampled(draws, stats, attrs, getattr(kernel, "stat_dims", {}), drawn.summaries, drawn.seconds)
 
 
 def _groups(
@@ -385,7 +463,7 @@ def _groups(
     names: labels.Labels,
     draws: Mapping[str, np.ndarray],
     stats: Mapping[str, np.ndarray],
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
 ) -> dict[str, Any]:
     observed = observed_sites(trace)
     missing = {n: missing_entries(site) for n, site in observed.items()}
@@ -412,6 +490,8 @@ def _groups(
             hide({n: np.asarray(s["value"]) for n, s in observed.items()}, 0), lead=()
         ),
     }
+    if evaluation is None:
+        return groups
     if evaluation.log_likelihood:  # else they would be too large
         groups["log_likelihood"] = names.dataset(hide(evaluation.log_likelihood, 2), dims=pointwise)
         groups["posterior_predictive"] = names.dataset(hide(evaluation.replicated, 2))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sojourn._arguments import must_be
 from sojourn._contract import Site, pointwise_ndim
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Labels:
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
     ):
+        for what, given in (("dims", dims), ("coords", coords)):
+            must_be(given is None or isinstance(given, Mapping), what, "a mapping from names to lists", given)
         self.coords: dict[str, np.ndarray] = {k: np.asarray(v) for k, v in (coords or {}).items()}
         self.sizes: dict[str, int] = {k: len(v) for k, v in self.coords.items()}
         self._taken = set(shapes)
@@ -99,16 +102,25 @@ class Labels:
 
         variables = {}
         used: dict[str, int] = {}
-        for name, array in arrays.items():
-            array = np.asarray(array)
+        for name, given in arrays.items():
+            array: Any = given if _reads_from_disk(given) else np.asarray(given)
             shape = array.shape[len(lead) :]
             inner = list((self.dims if dims is None else dims).get(name, ()))
             if len(inner) != len(shape):
                 inner = self.fit(name, inner, shape)
-            variables[name] = ([*lead, *inner], array)
+            whole = [*lead, *inner]
+            variables[name] = (
+                array.rename(dict(zip(array.dims, whole, strict=True))).variable
+                if _reads_from_disk(array)
+                else (whole, array)
+            )
             used |= dict(zip([*lead, *inner], array.shape, strict=True))
         coords = {dim: self.coords.get(dim, np.arange(size)) for dim, size in used.items()}
         return xr.Dataset(variables, coords=coords)
+
+
+def _reads_from_disk(array: Any) -> bool:
+    return hasattr(array, "variable")
 
 
 def log_likelihood_dims(site: Site, dims: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from sojourn._contract import Site
 from sojourn.inference._check_model import check_gradient_engine, latent_sites
+from sojourn.inference._checkpoint import Stage
 from sojourn.inference._initial import compiled_once, init_to_hint
 from sojourn.inference._predictive import site_log_prob
 from sojourn.inference._whole_data import whole_data
@@ -138,16 +140,30 @@ class MaximumAPosteriori:
         num_samples: int = 1,
         key: Array,
         progress_bar: bool = True,
+        stage: Stage | None = None,
     ) -> _Run:
         """Find the mode. Called by ``sj.fit``; there is one mode, whatever ``num_samples``."""
         density = _Density(whole_data(model), args, kwargs, key)
         peaks: list[_Peak | None] = []
-        starts = density.starts(self.num_restarts)
-        with tqdm(total=self.num_restarts, disable=not progress_bar, desc="map") as bar:
+        partial = False
+        restored = None if stage is None else stage.restore()
+        if restored is not None:  # climbs that were over
+            meta, vectors = restored
+            found = iter(vectors)
+            peaks = [None if facts is None else _Peak(next(found), *facts) for facts in meta["peaks"]]
+
+        def save() -> None:
+            if stage is not None:
+                facts = [peak and (peak.log_density, peak.num_steps, peak.converged) for peak in peaks]
+                stage.save(len(peaks), {"peaks": facts}, [peak.vector for peak in peaks if peak])
+
+        starts = itertools.islice(density.starts(self.num_restarts), len(peaks), None)
+        with tqdm(total=self.num_restarts, initial=len(peaks), disable=not progress_bar, desc="map") as bar:
             try:
                 for start in starts:
                     peaks.append(None if start is None else self._climb(density, start))
                     density.best = None
+                    save()
                     bar.update()
                     best = max((peak.log_density for peak in peaks if peak), default=np.nan)
                     bar.set_postfix_str(f"log density {best:.2f}")
@@ -157,6 +173,7 @@ class MaximumAPosteriori:
                     peaks.append(_Peak(vector, -value, 0, False))
                 if not any(peaks):
                     raise
+                partial = True
         ends = np.array([np.nan if peak is None else peak.log_density for peak in peaks])
         if np.isnan(ends).all():
             raise RuntimeError(
@@ -167,7 +184,7 @@ class MaximumAPosteriori:
         peak = peaks[kept]
         assert peak is not None
         draws = density.values(peak.vector)
-        attrs = {
+        attrs: dict[str, Any] = {
             "converged": int(peak.converged),
             "point_estimate": 1,
             "num_steps": peak.num_steps,
@@ -180,6 +197,8 @@ class MaximumAPosteriori:
             "restarts_at_best": int((ends > ends[kept] - max(_SAME, density.rounding(ends[kept]))).sum()),
             "at_bound": ", ".join(density.at_bound(peak.vector)),
         }
+        if partial:
+            attrs["partial"] = 1
         stats = {"lp": np.full((1, 1), peak.log_density)}
         return _Run({n: np.asarray(v)[None, None] for n, v in draws.items()}, stats, attrs)
 

@@ -20,6 +20,8 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
+from sojourn._arguments import is_list, must_be, numbers, whole_number
+from sojourn._contract import check_function
 from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
 from sojourn.inference._initial import compiled_once, compiled_start, init_to_hint
 from sojourn.inference._interweave import Innovations
@@ -120,7 +122,10 @@ class ConditionalSMC(MCMCKernel):
         plates: bool = True,
         scan: str | int | None = None,
     ):
+        check_function(model)
         check_num_particles(num_particles)
+        if memory is not None:
+            memory = whole_number(memory, "memory")
         if path not in ("auto", *PATHS):
             raise ValueError(f"`path` must be 'auto', {', '.join(map(repr, PATHS))}, not {path!r}.")
         check_resampling(resampling, ess_threshold)
@@ -278,7 +283,7 @@ def check_num_particles(num_particles: Any) -> None:
 def check_resampling(resampling: Any, ess_threshold: Any) -> None:
     if resampling not in SCHEMES:
         raise ValueError(f"`resampling` must be {', '.join(map(repr, SCHEMES))}, not {resampling!r}.")
-    if ess_threshold is not None and not 0.0 < ess_threshold <= 1.0:
+    if ess_threshold is not None and not 0.0 < numbers(ess_threshold, "ess_threshold") <= 1.0:
         raise ValueError(f"`ess_threshold` is a share of the particles, in (0, 1], not {ess_threshold!r}.")
 
 
@@ -368,11 +373,20 @@ class ParticleGibbs(Gibbs):
                 "target_accept_prob=0.9), not a kernel already built."
             )
         else:
+            must_be(
+                callable(inner_kernel),
+                "inner_kernel",
+                "a class or function that takes the model",
+                inner_kernel,
+            )
             inner = inner_kernel(model)
+        told = isinstance(interweave, str | bool) or (
+            is_list(interweave) and all(isinstance(n, str) for n in interweave)
+        )
+        must_be(told, "interweave", "'auto', True, False or names of sites", interweave)
         self._parallel, self._interweave, self._inner_kernel = parallel_in_time, interweave, inner_kernel
         self._innovations: Innovations | None = None
         self._second: Any = None
-        self.shows_vectorized = False
         super().__init__([(ConditionalSMC(model, num_particles, **options), self._own_sites), (inner, None)])
         self._conditioned = self._kernels
         self.stat_dims: dict[str, list[str]] = {}
@@ -518,10 +532,8 @@ class ParticleGibbs(Gibbs):
         return {**rest, **self._innovations.of({**parameters, **path}, model_args, kwargs)}
 
     @property
-    def is_ensemble_kernel(self) -> bool:
-        # NumPyro shows the diagnostics of vectorized chains beside the progress bar only if this is true, and then
-        # continues a run with one key for all chains: true for `fit`, which does not continue.
-        return self.shows_vectorized
+    def num_particles(self) -> int:
+        return self._conditioned[0].num_particles
 
     def sample(self, state, model_args, model_kwargs):
         def chain(state):

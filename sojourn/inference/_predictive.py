@@ -14,9 +14,18 @@ from jax import Array
 from sojourn._contract import Site, marginal_form, observed_sites, pointwise_ndim, series_law, trace_model
 from sojourn.inference._check_model import masked_out
 
-__all__ = ["Evaluation", "evaluate", "in_batches", "missing_entries", "replicate", "site_log_prob"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_draw",
+    "in_batches",
+    "missing_entries",
+    "replicate",
+    "site_log_prob",
+]
 
 _MOST = 200_000_000  # numbers in one group of a fit: 0.8 GB in float32
+_PIECE = 5_000_000  # numbers of draws in memory at a time, where they are too many for all to be
 _BATCH = 64  # draws evaluated side by side, at most: beyond this memory grows and speed does not
 
 
@@ -51,23 +60,11 @@ def evaluate(
     lead = first.shape[:2]
 
     def one(x):
-        values, key = x
-        key_trace, key_replicate, key_ahead = jax.random.split(key, 3)
-        trace = trace_model(model, args, kwargs, key=key_trace, values=values)
-        joint = sum(jnp.sum(site_log_prob(site)) for site in trace.values() if site["type"] == "sample")
-        pointwise, replicated, ahead = {}, {}, {}
-        for i, (name, site) in enumerate(observed_sites(trace).items()):
-            law = series_law(site, "predictive_log_prob")
-            pointwise[name] = site_log_prob(site) if law is None else law.predictive_log_prob(site["value"])
-            replicated[name] = replicate(site, jax.random.fold_in(key_replicate, i))
-            law = series_law(site, "sample_one_step_ahead")
-            if law is not None:
-                ahead[name] = law.sample_one_step_ahead(jax.random.fold_in(key_ahead, i), site["value"])
-        return joint, pointwise, replicated, ahead
+        return evaluate_draw(model, args, kwargs, *x)
 
-    flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
     keys = jax.random.split(key, lead[0] * lead[1])
-    sizes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], (flat, keys)))
+    rows = {n: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for n, v in draws.items()}
+    sizes = jax.eval_shape(one, (rows, keys[0]))
     most = len(keys) * max(sum(x.size for x in group.values()) for group in sizes[1:])
     if most > _MOST:
         warnings.warn(
@@ -75,10 +72,53 @@ def evaluate(
             f"out of the fit ({_MOST:.0e} is the limit): draw fewer samples to have them.",
             stacklevel=3,
         )
-        joint = in_batches(lambda x: one(x)[0], (flat, keys))
-        return Evaluation(np.asarray(joint).reshape(lead), {}, {}, {})
+        return Evaluation(_piece_by_piece(lambda x: one(x)[0], draws, keys.reshape(lead)), {}, {}, {})
+    flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
     results = in_batches(one, (flat, keys))
     return Evaluation(*jax.tree.map(lambda r: np.asarray(r).reshape((*lead, *r.shape[1:])), results))
+
+
+def evaluate_draw(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    key: Array,
+) -> tuple[Array, dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """What :class:`Evaluation` holds, of one draw; ``kwargs`` are those of the marginal form."""
+    key_trace, key_replicate, key_ahead = jax.random.split(key, 3)
+    trace = trace_model(model, args, kwargs, key=key_trace, values=values)
+    terms = [jnp.sum(site_log_prob(site)) for site in trace.values() if site["type"] == "sample"]
+    joint = sum(terms, jnp.zeros(()))
+    pointwise: dict[str, Array] = {}
+    replicated: dict[str, Array] = {}
+    ahead: dict[str, Array] = {}
+    for i, (name, site) in enumerate(observed_sites(trace).items()):
+        law = series_law(site, "predictive_log_prob")
+        pointwise[name] = site_log_prob(site) if law is None else law.predictive_log_prob(site["value"])
+        replicated[name] = replicate(site, jax.random.fold_in(key_replicate, i))
+        law = series_law(site, "sample_one_step_ahead")
+        if law is not None:
+            ahead[name] = law.sample_one_step_ahead(jax.random.fold_in(key_ahead, i), site["value"])
+    return joint, pointwise, replicated, ahead
+
+
+def _piece_by_piece(fn: Callable[[Any], Array], draws: Mapping[str, Any], keys: Array) -> np.ndarray:
+    """``fn`` of every draw, shape ``(chain, draw)``, with few of them in memory at a time."""
+    chains, length = keys.shape
+    run = jax.jit(lambda xs: jax.lax.map(fn, xs))
+    each = sum(int(np.prod(v.shape[2:])) for v in draws.values())
+    size = max(min(_PIECE // max(each, 1), length), 1)
+    found = []
+    for chain in range(chains):
+        for first in range(0, length, size):
+            part = slice(first, min(first + size, length))
+            found.append(
+                np.asarray(
+                    run(({n: np.asarray(v[chain, part]) for n, v in draws.items()}, keys[chain, part]))
+                )
+            )
+    return np.concatenate(found).reshape(chains, length)
 
 
 def in_batches(fn: Callable[[Any], Any], xs: Any) -> Any:

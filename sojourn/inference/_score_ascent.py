@@ -13,10 +13,13 @@ import numpy as np
 from jax import Array
 from tqdm.auto import tqdm
 
+from sojourn._arguments import must_be, numbers
 from sojourn._contract import trace_model
+from sojourn.inference._checkpoint import Stage, refilled, strong
 from sojourn.inference._predictive import in_batches
 from sojourn.inference._score import Parametric, read_parametric
 from sojourn.inference._smoothing import backward_options
+from sojourn.inference._stop import stop_signals
 from sojourn.inference._variational import _Run
 from sojourn.ops.paris import Statistic, blank_path, paris_sweep, parisian_gibbs
 
@@ -146,10 +149,13 @@ class ScoreAscent:
                 )
         if estimator not in _ESTIMATORS:
             raise ValueError(f"`estimator` of ScoreAscent must be 'ppg' or 'paris', not {estimator!r}.")
-        if not 0 < average <= 1:
+        if not 0 < numbers(average, "average") <= 1:
             raise ValueError(
                 f"`average` of ScoreAscent is a share of the steps, above 0 and at most 1, not {average!r}."
             )
+        must_be(
+            start is None or isinstance(start, Mapping), "start", "a mapping from names of parameters", start
+        )
         if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
             raise ValueError(f"`optimizer` of ScoreAscent must be an optax optimiser, not {optimizer!r}.")
         self.optimizer = optimizer
@@ -172,17 +178,19 @@ class ScoreAscent:
         num_samples: int,
         key: Array,
         progress_bar: bool = True,
+        stage: Stage | None = None,
     ) -> _Run:
         """Maximise, then draw from the asymptotic law. Called by ``sj.fit``."""
         parametric = read_parametric(model, args, kwargs)
         key_ascent, key_draw = jax.random.split(key)
-        found = self._maximise(parametric, key_ascent, progress_bar)
+        found = self._maximise(parametric, key_ascent, progress_bar, stage)
         draws, stats = self._draw(parametric, found, num_samples, key_draw)
         what = "posterior density" if self.prior else "likelihood"
         attrs = {
             "converged": int(found.converged),
             "distance_to_maximum": found.distance,
             "num_steps": len(found.iterates),
+            **({"partial": 1} if len(found.iterates) < self.num_steps else {}),
             "estimator": self.estimator,
             "draws": f"asymptotic normal law around the maximum of the {what}",
             "estimate": json.dumps(_listed(found.estimate)),
@@ -212,10 +220,12 @@ class ScoreAscent:
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _maximise(self, parametric: Parametric, key: Array, progress_bar: bool) -> Maximum:
+    def _maximise(
+        self, parametric: Parametric, key: Array, progress_bar: bool, stage: Stage | None = None
+    ) -> Maximum:
         key_begin, key_steps, key_information = jax.random.split(key, 3)
         vector = parametric.begin(self.start, key_begin)
-        iterates, log_evidence, path = self._climb(parametric, vector, key_steps, progress_bar)
+        iterates, log_evidence, path = self._climb(parametric, vector, key_steps, progress_bar, stage)
         kept = max(round(self.average * len(iterates)), 1)
         vector = jnp.asarray(iterates[-kept:].astype(np.float64).mean(0), vector.dtype)
         score, information, error = self._look_around(parametric, vector, path, key_information)
@@ -267,7 +277,7 @@ class ScoreAscent:
         # maximum.
         return optax.adam(size, b2=0.95)
 
-    def _climb(self, parametric, vector, key_steps, progress_bar):
+    def _climb(self, parametric, vector, key_steps, progress_bar, stage=None):
         """Iterates, log-evidence a step, and the last path."""
         import optax
 
@@ -313,18 +323,38 @@ class ScoreAscent:
             return jax.lax.scan(step, state, first + jnp.arange(_BLOCK))
 
         blank = blank_path(parametric.read.at(parametric.outside(vector).values).process())
-        state = (vector, optimizer.init(vector), blank)
+        state = strong((vector, optimizer.init(vector), blank))
         outputs: list[Any] = []
-        with tqdm(total=self.num_steps, disable=not progress_bar, desc="score_ascent") as bar:
+        restored = None if stage is None else stage.restore()
+        if restored is not None:
+            *leaves, iterates, log_evidence, fine = restored[1]
+            state, outputs = refilled(state, leaves), [(iterates, log_evidence, fine)]
+        done = sum(len(part[0]) for part in outputs)
+
+        def save() -> None:
+            if stage is not None and outputs:
+                stage.save(done, {}, [state, *map(np.concatenate, zip(*outputs, strict=True))])
+
+        with (
+            stop_signals(terminate=stage is not None) as stop,
+            tqdm(total=self.num_steps, initial=done, disable=not progress_bar, desc="score_ascent") as bar,
+        ):
             try:
-                for first in range(0, self.num_steps, _BLOCK):
-                    state, output = block(state, first)
+                while done < self.num_steps and not stop.asked:
+                    state, output = block(state, done)
                     outputs.append(jax.tree.map(np.asarray, output))
-                    bar.update(min(_BLOCK, self.num_steps - first))
+                    done += _BLOCK
+                    if stage is not None and stage.due(done):
+                        save()
+                    bar.update(min(_BLOCK, self.num_steps - done + _BLOCK))
                     bar.set_postfix_str(f"log-likelihood about {outputs[-1][1].mean():.2f}")
             except KeyboardInterrupt:
-                if not outputs:
-                    raise
+                stop.asked = True
+        save()
+        if stop.ended:
+            raise SystemExit(f"Asked to end, after {done} steps: all is written down.")
+        if not outputs:
+            raise KeyboardInterrupt
         iterates, log_evidence, fine = (
             np.concatenate(v)[: self.num_steps] for v in zip(*outputs, strict=True)
         )

@@ -7,38 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import MCMC
 
-__all__ = ["shift_between", "step_bias"]
-
-
-def step_bias(
-    mcmc: MCMC,
-    draws: Mapping[str, np.ndarray],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    extra_fields: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Go on with the chains of ``mcmc`` at half their step, and compare with the draws at the whole of it.
-
-    The error of the samplers at hand is of second order in the step, or higher: half the step leaves a quarter of it
-    or less, so that the shift seen is three quarters of the bias at least.
-
-    Args:
-        mcmc: a finished run whose kernel has ``halve_step``; its draws are lost.
-        draws: these draws, shapes ``(chain, draw, ...)``.
-        args, kwargs, extra_fields: as in that run, so that nothing is compiled anew.
-
-    Returns:
-        Attributes of a fit, see :func:`shift_between`.
-    """
-    mcmc.post_warmup_state = mcmc.sampler.halve_step(mcmc.last_state)
-    mcmc.run(mcmc.post_warmup_state.rng_key, *args, extra_fields=extra_fields, **kwargs)
-    return shift_between(draws, mcmc.get_samples(group_by_chain=True))
+__all__ = ["shift_between"]
 
 
 def shift_between(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
     """The largest difference between two sets of draws that chance does not explain.
+
+    The error of the samplers at hand is of second order in the step, or higher: half the step leaves a quarter of it or
+    less, so that the shift seen is three quarters of the bias at least.
 
     Entry by entry the draws are replaced by the normal scores of their joint ranks, which heavy tails and changes of
     scale leave alone; then means, and logarithms of standard deviations, are compared.

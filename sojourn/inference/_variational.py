@@ -18,12 +18,16 @@ from numpyro.infer.svi import SVIState
 from numpyro.optim import optax_to_numpyro
 from tqdm.auto import tqdm
 
+from sojourn._arguments import must_be, numbers
 from sojourn._contract import trace_model
 from sojourn.inference._auto import choose_guide
+from sojourn.inference._checkpoint import Stage, refilled, strong
+from sojourn.inference._explain import explain_not_finite
 from sojourn.inference._initial import compiled_once, init_to_hint
 from sojourn.inference._params import hold_params, read_params
 from sojourn.inference._path_guide import PathBound, PathGuideBase
 from sojourn.inference._predictive import in_batches, site_log_prob
+from sojourn.inference._stop import stop_signals
 from sojourn.inference._warm_start import WarmStart, start_guide
 from sojourn.inference._whole_data import whole_data
 
@@ -31,6 +35,7 @@ __all__ = ["Variational"]
 
 _PHASES = (1.0, 0.25, 0.0625)  # step size in units of the first
 _RESTARTS = 4
+_FALLS = 5  # blocks, each worse than the one before, that end a search that has come out below its start
 _PATIENCE = 2  # blocks without improvement that end a phase
 
 
@@ -105,7 +110,16 @@ class Variational:
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` of Variational must be a positive integer, not {value!r}.")
-        if not step_size > 0 or tolerance < 0:
+        must_be(
+            guide is None or isinstance(guide, str) or callable(guide),
+            "guide",
+            "an AutoGuide or a function",
+            guide,
+        )
+        if (
+            not 0 < numbers(step_size, "step_size") < np.inf
+            or not 0 <= numbers(tolerance, "tolerance") < np.inf
+        ):
             raise ValueError("`step_size` of Variational must be positive and `tolerance` not negative.")
         self.guide = guide
         self.num_restarts = num_restarts
@@ -126,6 +140,7 @@ class Variational:
         key: Array,
         progress_bar: bool = True,
         warm_start: WarmStart | None = None,
+        stage: Stage | None = None,
     ) -> _Run:
         """Optimise, then draw from the guide. Called by ``sj.fit``."""
         import optax  # half of what `import sojourn` would add to `import numpyro`
@@ -168,11 +183,20 @@ class Variational:
                 return jax.tree.map(lambda x: x[None], one)
             return jax.vmap(many)(states)
 
+        partial = False
         if trained and not svi.optim.get_params(states.optim_state):  # nothing that is not known already
             loss = jax.jit(jax.vmap(lambda s: svi.evaluate(s, *args, **kwargs)))(states)
             losses, converged = np.asarray(loss)[:, None], True
         else:
-            states, losses, converged = self._optimise(block, states, progress_bar, restarts)
+            search = _Search(strong(states), restarts)
+
+            def look(states: SVIState, step: int) -> str | None:
+                params = svi.get_params(jax.tree.map(lambda x: x[0], states))
+                return self._explained(model, guide, params, args, kwargs, jax.random.fold_in(key_draw, step))
+
+            self._optimise(block, search, progress_bar, stage, look)
+            states, losses, converged = search.states, np.concatenate(search.losses, 1), search.converged
+            partial = search.partial
         last = losses[:, -self.block_size :].mean(1)
         if not np.isfinite(last).any():
             raise RuntimeError(
@@ -193,6 +217,8 @@ class Variational:
         }
         if choice is not None:
             attrs["guide_choice"] = choice
+        if partial:
+            attrs["partial"] = 1
         if self.trained is not None:
             attrs["trained"] = 1
         return _Run(draws, {"lp": joint, "log_importance_ratio": ratios, "elbo": -losses}, attrs, params)
@@ -244,36 +270,88 @@ class Variational:
             states.append(SVIState(svi.optim.init(moved), states[0].mutable_state, keys[i]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def _optimise(self, block, states, progress_bar, restarts) -> tuple[SVIState, np.ndarray, bool]:
-        losses: list[np.ndarray] = []
-        total = -(-self.max_steps // self.block_size)
-        converged = False
-        best = np.full(restarts, np.inf)
-        error = np.zeros(restarts)
-        phase, idle = 0, 0
-        with tqdm(total=total * self.block_size, disable=not progress_bar, desc="svi") as bar:
+    def _optimise(
+        self,
+        block: Callable[..., Any],
+        search: _Search,
+        progress_bar: bool,
+        stage: Stage | None,
+        explained: Callable[[SVIState, int], str | None],
+    ) -> None:
+        """Blocks of steps until the rule says that it has converged; goes on from the last state on disk."""
+        size, total = self.block_size, -(-self.max_steps // self.block_size)
+        if stage is not None:
+            search.restore(stage)
+        with (
+            stop_signals(terminate=stage is not None) as stop,
+            tqdm(
+                total=total * size, initial=search.num_blocks * size, disable=not progress_bar, desc="svi"
+            ) as bar,
+        ):
             try:
-                while len(losses) < total and not converged:
-                    states, loss = block(states, self.step_size * _PHASES[phase])
-                    loss = np.asarray(loss)
-                    losses.append(loss)
-                    mean, se = loss.mean(1), _standard_error(loss)
-                    gain = best - mean
-                    better = gain > np.maximum(self.tolerance, 2 * np.hypot(se, error))
-                    # A lucky block must not set the mark too high for later ones: the mark moves only on a real gain.
-                    best, error = np.where(better, mean, best), np.where(better, se, error)
-                    idle = 0 if better.any() else idle + 1
-                    if idle >= _PATIENCE:
-                        phase, idle = phase + 1, 0
-                        converged = phase == len(_PHASES)
-                    bar.update(self.block_size)
+                while search.num_blocks < total and not search.converged and not stop.asked:
+                    states, loss = block(search.states, self.step_size * _PHASES[search.phase])
+                    search.take(states, np.asarray(loss), self.tolerance)
+                    self._refuse(search, explained)
+                    if stage is not None and stage.due(search.num_blocks * size):
+                        search.save(stage)
+                    bar.update(size)
                     bar.set_postfix_str(
-                        f"ELBO {-np.nanmin(mean):.2f}, step size {phase + 1} of {len(_PHASES)}"
+                        f"ELBO {-np.nanmin(search.losses[-1].mean(1)):.2f}, step size {search.phase + 1} of {len(_PHASES)}"
                     )
             except KeyboardInterrupt:
-                if not losses:
-                    raise
-        return states, np.concatenate(losses, 1), converged
+                stop.asked = True
+        search.partial = stop.asked and not search.converged
+        if stage is not None:
+            search.save(stage)
+            if stop.ended:
+                raise SystemExit(
+                    f"Asked to end, after {search.num_blocks * size} steps: all is written down."
+                )
+        if not search.losses:
+            raise KeyboardInterrupt
+
+    def _refuse(self, search: _Search, explained: Callable[[SVIState, int], str | None]) -> None:
+        """End a search that cannot come right.
+
+        Raises:
+            RuntimeError: the ELBO of no restart is finite, or that of all has fallen, block by block, below where it
+                began.
+        """
+        loss, first = search.losses[-1], (search.num_blocks - 1) * self.block_size
+        lost = ~np.isfinite(loss)
+        if lost.mean(1).min() > 0.5:
+            step = first + int(np.argmax(lost.all(0))) + 1
+            why = explained(search.states, step) or (
+                "the model's density or its gradient is not finite near there. Lower `step_size`, check the priors, or "
+                "hint a start with infer={'init': value}."
+            )
+            raise RuntimeError(f"The ELBO is not finite in any restart, from step {step} on: {why}")
+        if search.num_blocks < _FALLS:
+            return
+        means = np.array([part.mean(1) for part in search.losses[-_FALLS:]])
+        start, errors = search.losses[0].mean(1), _standard_error(search.losses[-1])
+        falls = (np.diff(means, axis=0) > 0).all(0) & (means[-1] > start + 10 * errors + 10.0)
+        if (falls | ~np.isfinite(means[-1])).all():
+            raise RuntimeError(
+                f"The ELBO has fallen over the last {_FALLS} blocks, to {-np.nanmin(means[-1]):.4g} from "
+                f"{-np.nanmin(start):.4g} at the start: the optimiser diverges. Lower `step_size` (now {self.step_size:g}), "
+                "or take more `num_particles`."
+            )
+
+    def _explained(self, model, guide, params, args, kwargs, key) -> str | None:
+        """What is not finite in the model, at a few draws of the guide."""
+        for draw in jax.random.split(key, 4):
+            try:
+                with compiled_once():
+                    guided = trace_model(guide, args, kwargs, key=draw, values=params)
+                values = {n: s["value"] for n, s in guided.items() if _is_latent(s)}
+                said = explain_not_finite(model, args, kwargs, values)
+            except Exception:  # an explanation that fails must not hide what it explains
+                return None
+            if said is not None:
+                return said
+        return None
 
     def _draw(self, model, guide, params, args, kwargs, num_samples, key):
         """Draws of the latent and deterministic sites, with log p - log q and log p, of all data at once."""
@@ -282,11 +360,7 @@ class Variational:
         def one(key):
             key_guide, key_model = jax.random.split(key)
             guided = trace_model(guide, args, kwargs, key=key_guide, values=params)
-            latents = {
-                n: s["value"]
-                for n, s in guided.items()
-                if s["type"] == "sample" and not s["infer"].get("is_auxiliary", False)
-            }
+            latents = {n: s["value"] for n, s in guided.items() if _is_latent(s)}
             modelled = trace_model(model, args, kwargs, key=key_model, values={**params, **latents})
             log_q, log_p = _log_density(guided), _log_density(modelled)
             kept = {
@@ -298,6 +372,61 @@ class Variational:
 
         keys = jax.random.split(key, num_samples)
         return jax.tree.map(lambda x: np.asarray(x)[None], in_batches(one, keys))
+
+
+class _Search:
+    """Where the optimisation stands."""
+
+    def __init__(self, states: SVIState, restarts: int):
+        self.states = states
+        self.losses: list[np.ndarray] = []
+        self.best, self.error = np.full(restarts, np.inf), np.zeros(restarts)
+        self.phase = self.idle = 0
+        self.converged = self.partial = False
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.losses)
+
+    def take(self, states: SVIState, loss: np.ndarray, tolerance: float) -> None:
+        """One more block, and what it says of convergence."""
+        self.states = states
+        self.losses.append(loss)
+        mean, se = loss.mean(1), _standard_error(loss)
+        gain = self.best - mean
+        better = gain > np.maximum(tolerance, 2 * np.hypot(se, self.error))
+        # A lucky block must not set the mark too high for later ones: the mark moves only on a real gain.
+        self.best, self.error = np.where(better, mean, self.best), np.where(better, se, self.error)
+        self.idle = 0 if better.any() else self.idle + 1
+        if self.idle >= _PATIENCE and not self.converged:
+            self.phase, self.idle = self.phase + 1, 0
+            self.converged = self.phase == len(_PHASES)
+            self.phase = min(self.phase, len(_PHASES) - 1)
+
+    def save(self, stage: Stage) -> None:
+        losses = np.concatenate(self.losses, 1) if self.losses else np.zeros((len(self.best), 0), np.float32)
+        meta = {
+            "phase": self.phase,
+            "idle": self.idle,
+            "converged": self.converged,
+            "num_blocks": self.num_blocks,
+        }
+        stage.save(self.num_blocks, meta, [self.states, self.best, self.error, losses])
+
+    def restore(self, stage: Stage) -> None:
+        found = stage.restore()
+        if found is None:
+            return
+        meta, leaves = found
+        *states, self.best, self.error, losses = leaves
+        self.states = refilled(self.states, states)
+        self.losses = np.split(losses, meta["num_blocks"], 1) if meta["num_blocks"] else []
+        self.phase, self.idle, self.converged = meta["phase"], meta["idle"], meta["converged"]
+
+
+def _is_latent(site: Mapping[str, Any]) -> bool:
+    """Whether a site of a guide stands for one of the model."""
+    return site["type"] == "sample" and not site["infer"].get("is_auxiliary", False)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

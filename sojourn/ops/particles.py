@@ -15,6 +15,7 @@ from jax import Array, lax, random
 from jax.scipy.special import logsumexp
 
 from sojourn.ops.resampling import SCHEMES, draw, effective_sample_size
+from sojourn.ops.sharding import gather_particles, spread_particles
 
 __all__ = ["Move", "Process", "Sweep", "lanes", "particle_sweep", "pick", "run_filter"]
 
@@ -216,6 +217,7 @@ def particle_sweep(
     key_start, key_moves, key_path = random.split(key, 3)
 
     carry, start, log_weight = jax.vmap(process.start)(lanes(key_start, n))
+    carry = spread_particles(carry)
     log_weight = _proper(log_weight + zero)
     if reference is not None:
         first_carry, first_weight = process.start_at(reference[0])
@@ -251,6 +253,7 @@ def particle_sweep(
 
     def body(running, inputs):
         carry, log_weight = running
+        log_weight = gather_particles(log_weight)
         x, t, keys = inputs
         key_ancestor, key_resample, key_move = keys[0], keys[1], keys[2]
         staged = log_weight
@@ -272,7 +275,9 @@ def particle_sweep(
             stay = jnp.broadcast_to(jnp.arange(n).reshape((n,) + (1,) * len(systems)), ancestor.shape)
             ancestor = jnp.where(resample, ancestor, stay)
             base = jnp.where(resample, base, jax.nn.log_softmax(staged, 0))
-        parents = pick(carry, ancestor, process.carry_axes, systems)
+        # Whole on each device: XLA deals out the turns of systematic resampling wrongly.
+        ancestor = gather_particles(ancestor)
+        parents = spread_particles(pick(carry, ancestor, process.carry_axes, systems))
         moved = jax.vmap(process.move, (0, 0, None, None))(lanes(key_move, n), parents, x, t)
         if reference is not None:
             if path == "ancestor":
@@ -283,8 +288,8 @@ def particle_sweep(
         increment = moved.log_weight
         if process.twist is not None:  # out again, with the normaliser of the stage weights
             increment = increment - moved.twist + logsumexp(staged, 0)
-        log_weight = base + _proper(increment)
-        carry = _cast(moved.carry, carry)
+        log_weight = gather_particles(base + _proper(increment))
+        carry = spread_particles(_cast(moved.carry, carry))
         kept_history = (log_weight, carry) if path == "backward" or keep_history else None
         outputs = (
             moved.values,

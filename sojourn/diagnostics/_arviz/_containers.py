@@ -21,6 +21,7 @@ GROUPS = (
     "constant_data",
     "params",
     "warm_start",
+    "running_summary",
 )
 
 
@@ -29,7 +30,7 @@ def container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any] | None 
 
     Args:
         groups: Datasets by group name, at least `"posterior"`; the names (`GROUPS`) are those of ArviZ,
-            `"params"` and `"warm_start"`.
+            `"params"`, `"warm_start"` and `"running_summary"`.
         attrs: What describes the fit (engine, seed, versions, ...). It is put on the container and on its
             `posterior` group, so that it survives being written to a file by either generation of ArviZ.
 
