@@ -152,7 +152,7 @@ def stuck_chains(levels: np.ndarray) -> str | None:
     Example:
         >>> levels = np.random.default_rng(0).normal(size=(3, 400)) + np.array([[0.0], [0.0], [-30.0]])
         >>> print(stuck_chains(levels))
-        Chains have settled in different modes: chain 2 at log density -30, the others at 0...
+        Chains have settled in different modes: chain 2 at log density -29.95, the others at -0.06259, after 400 draws...
         >>> stuck_chains(levels[:2]) is None
         True
     """
