@@ -126,7 +126,8 @@ def start(name: str, result: Path, folder: Path | None, cache: Path) -> subproce
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    return subprocess.Popen(command, env=settings, stderr=subprocess.DEVNULL)
+    with open(result.with_suffix(".err"), "w") as errors:
+        return subprocess.Popen(command, env=settings, stderr=errors)
 
 
 def loaded(path: Path) -> dict[str, np.ndarray]:
@@ -166,7 +167,8 @@ def kills(names: list[str], number: int, room: Path, seed: int) -> tuple[int, in
             code = start(name, result, folder, cache).wait()
             fine = code == 0 and same(alone, loaded(result))
             good, done = good + fine, done + 1
-            line[-1] += " -> " + ("same" if fine else "DIFFERS")
+            said = result.with_suffix(".err").read_text().strip().splitlines()
+            line[-1] += " -> " + ("same" if fine else "DIFFERS" if code == 0 else f"FAILED ({said[-1:]})")
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{name:22s} {life:8.1f}  {'; '.join(line)}", flush=True)
     print(f"{good} of {done} results are bit for bit those of runs left alone", flush=True)

@@ -73,7 +73,8 @@ def launch(
         return 2
     joined = ranks(os.environ) if processes is None else None
     count = processes or 1
-    settings = dict(os.environ)
+    # All must trace the same program, and NumPyro flattens distributions in the order of a set of names.
+    settings = {"PYTHONHASHSEED": "0", **os.environ}
     if devices is not None:
         flags = settings.get("XLA_FLAGS", "")
         settings["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import inspect
 import platform
-import re
 import types
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -18,12 +17,11 @@ import numpy as np
 from sojourn._contract import Site, trace_model
 from sojourn.inference import _labels as labels
 from sojourn.inference._check_model import latent_sites
-from sojourn.inference._checkpoint import on_host
 from sojourn.inference._predictive import site_log_prob
+from sojourn.inference._traced import ADDRESS, array_digest, program_digest
 
 __all__ = ["described", "fingerprint", "program"]
 
-_ADDRESS = re.compile(r"\b0x[0-9a-f]+\b")
 _LIBRARIES = ("sojourn", "numpyro", "jax", "jaxlib")
 
 
@@ -48,7 +46,7 @@ def fingerprint(
     """
     found = {"model": program(model, args, kwargs, trace)}
     arrays = labels.named_arrays(model, args, kwargs)
-    found |= {f"data {name}": _digest(array) for name, array in arrays.items()}
+    found |= {f"data {name}": array_digest(array) for name, array in arrays.items()}
     try:
         bound = inspect.signature(model).bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
@@ -75,13 +73,9 @@ def program(
         digest.update(f"{name} {type(site['fn'].support).__name__}\n".encode())
         digest.update(described((site.get("infer") or {}).get("init")).encode())
     try:
-        traced = jax.make_jaxpr(terms)(values)
+        digest.update(program_digest(terms, values).encode())
     except Exception:  # a model that cannot be traced is run by operations, and known by its text
         digest.update(described(model).encode())
-        return digest.hexdigest()
-    digest.update(_ADDRESS.sub("", str(traced.jaxpr)).encode())
-    for constant in traced.consts:
-        digest.update(_digest(constant).encode())
     return digest.hexdigest()
 
 
@@ -95,7 +89,7 @@ def _described(value: Any, depth: int) -> str:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return _digest(value)
+        return array_digest(value)
     if depth == 0:
         return type(value).__name__
 
@@ -122,7 +116,7 @@ def _described(value: Any, depth: int) -> str:
     if isinstance(state, dict) and not isinstance(value, types.ModuleType):
         public = {k: v for k, v in state.items() if not k.startswith("__")}
         return f"{type(value).__qualname__}{inner(public)}"
-    return _ADDRESS.sub("", repr(value))
+    return ADDRESS.sub("", repr(value))
 
 
 def _code(code: types.CodeType) -> str:
@@ -131,13 +125,3 @@ def _code(code: types.CodeType) -> str:
         digest.update((_code(constant) if isinstance(constant, types.CodeType) else repr(constant)).encode())
     digest.update(repr((code.co_names, code.co_varnames)).encode())
     return digest.hexdigest()
-
-
-def _digest(array: Any) -> str:
-    try:
-        value = on_host(array)
-        content = value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
-        head = f"{value.shape} {value.dtype}".encode()
-    except Exception:
-        content, head = _ADDRESS.sub("", repr(array)).encode(), b""
-    return hashlib.blake2b(head + content, digest_size=12).hexdigest()

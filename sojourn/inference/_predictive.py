@@ -25,7 +25,8 @@ __all__ = [
 ]
 
 _MOST = 200_000_000  # numbers in one group of a fit: 0.8 GB in float32
-_PIECE = 5_000_000  # numbers of draws in memory at a time, where they are too many for all to be
+_MOST_BESIDE_DISK = 25_000_000  # the same, where draws are too many for memory
+_PIECE = 2_000_000  # numbers, given and found, on the device at a time
 _BATCH = 64  # draws evaluated side by side, at most: beyond this memory grows and speed does not
 
 
@@ -66,16 +67,20 @@ def evaluate(
     rows = {n: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for n, v in draws.items()}
     sizes = jax.eval_shape(one, (rows, keys[0]))
     most = len(keys) * max(sum(x.size for x in group.values()) for group in sizes[1:])
-    if most > _MOST:
+    lazily = any(not isinstance(v, np.ndarray | Array) for v in draws.values())
+    limit = _MOST_BESIDE_DISK if lazily else _MOST
+    if most > limit:
         warnings.warn(
             f"log_likelihood, posterior_predictive and predictions would hold up to {most:.1e} numbers each and are left "
-            f"out of the fit ({_MOST:.0e} is the limit): draw fewer samples to have them.",
+            f"out of the fit ({limit:.0e} is the limit{' beside draws on disk' * lazily}): draw fewer samples to have "
+            "them.",
             stacklevel=3,
         )
-        return Evaluation(_piece_by_piece(lambda x: one(x)[0], draws, keys.reshape(lead)), {}, {}, {})
-    flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
-    results = in_batches(one, (flat, keys))
-    return Evaluation(*jax.tree.map(lambda r: np.asarray(r).reshape((*lead, *r.shape[1:])), results))
+        return Evaluation(
+            _in_pieces(lambda x: one(x)[0], draws, keys.reshape(lead), sizes[0].size), {}, {}, {}
+        )
+    size = sum(x.size for x in jax.tree.leaves(sizes))
+    return Evaluation(*_in_pieces(one, draws, keys.reshape(lead), size))
 
 
 def evaluate_draw(
@@ -103,30 +108,46 @@ def evaluate_draw(
     return joint, pointwise, replicated, ahead
 
 
-def _piece_by_piece(fn: Callable[[Any], Array], draws: Mapping[str, Any], keys: Array) -> np.ndarray:
-    """``fn`` of every draw, shape ``(chain, draw)``, with few of them in memory at a time."""
+def _in_pieces(fn: Callable[[Any], Any], draws: Mapping[str, Any], keys: Array, size: int) -> Any:
+    """``fn`` of every draw and its key, leading axes (chain, draw), with few of them on the device at a time.
+
+    Args:
+        size: numbers that it gives for one draw.
+    """
     chains, length = keys.shape
-    run = jax.jit(lambda xs: jax.lax.map(fn, xs))
-    each = sum(int(np.prod(v.shape[2:])) for v in draws.values())
-    size = max(min(_PIECE // max(each, 1), length), 1)
-    found = []
+    size += sum(int(np.prod(v.shape[2:])) for v in draws.values())
+    piece = _PIECE // max(size, 1)
+    if piece >= chains * length:
+        flat = {n: jnp.asarray(v).reshape((-1, *v.shape[2:])) for n, v in draws.items()}
+        found = in_batches(fn, (flat, keys.ravel()))
+        return jax.tree.map(lambda x: np.asarray(x).reshape((*keys.shape, *x.shape[1:])), found)
+    piece = max(min(piece, length), 1)
+    piece -= piece % _BATCH if piece > _BATCH else 0
+    run = jax.jit(lambda xs: _batched(fn, xs))
+    whole: Any = None
     for chain in range(chains):
-        for first in range(0, length, size):
-            part = slice(first, min(first + size, length))
-            found.append(
-                np.asarray(
-                    run(({n: np.asarray(v[chain, part]) for n, v in draws.items()}, keys[chain, part]))
-                )
-            )
-    return np.concatenate(found).reshape(chains, length)
+        for first in range(0, length, piece):
+            # The last piece goes back over the one before: a shorter one would be compiled anew.
+            part = slice(min(first, length - piece), min(first, length - piece) + piece)
+            rows = run(({n: np.asarray(v[chain, part]) for n, v in draws.items()}, keys[chain, part]))
+            if whole is None:
+                whole = jax.tree.map(lambda x: np.empty((*keys.shape, *x.shape[1:]), x.dtype), rows)
+            for to, row in zip(jax.tree.leaves(whole), jax.tree.leaves(rows), strict=True):
+                to[chain, part] = np.asarray(row)
+    return whole
 
 
 def in_batches(fn: Callable[[Any], Any], xs: Any) -> Any:
     """``fn`` over the leading axis of every array in ``xs``, compiled, some entries side by side."""
+    return jax.jit(lambda xs: _batched(fn, xs))(xs)
+
+
+def _batched(fn: Callable[[Any], Any], xs: Any) -> Any:
+    """The same, for use within a compiled program."""
     total = len(jax.tree.leaves(xs)[0])
     # A divisor: a remainder would be compiled as a second program.
     size = max(n for n in range(1, min(_BATCH, total) + 1) if total % n == 0)
-    return jax.jit(lambda xs: jax.lax.map(fn, xs, batch_size=size))(xs)
+    return jax.lax.map(fn, xs, batch_size=size)
 
 
 def replicate(site: Site, key: Array) -> Array:
