@@ -227,8 +227,20 @@ def _quoted(names: Any) -> str:
 
 
 def check_scans(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse what NumPyro gets wrong without a word: ``do`` or ``reparam`` on a site in a scan, reverse scans."""
-    _outline(model, args, kwargs)
+    """Refuse what NumPyro gets wrong without a word: ``do`` or ``reparam`` on a site in a scan, reverse scans; and
+    say in a sentence why JAX cannot trace a model."""
+    try:
+        _outline(model, args, kwargs)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            "The model hands NumPy a value that is only known when it runs: use jax.numpy there, and where a plate or a "
+            "latent indexes data, `jnp.asarray(data)[index]`."
+        ) from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            "The model decides in Python (`if`, `while`, `range`, `int`) on a value that is only known when it runs: use "
+            "jnp.where, jax.lax.cond or numpyro's scan there."
+        ) from error
 
 
 def scan_numbers(

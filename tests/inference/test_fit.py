@@ -228,9 +228,52 @@ def test_masked_nan_of_a_plain_model():
     assert np.isnan(group(fit, "log_likelihood")["y"].values[0, 0]).tolist() == [False, True, False]
 
 
+def _indexed(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("unit", len(y), subsample_size=2) as chosen:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[chosen])
+
+
+def _decided(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu if mu > 0 else 0.0, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (_indexed, r"hands NumPy a value .* `jnp.asarray\(data\)\[index\]`"),
+        (_decided, r"decides in Python .* use jnp.where"),
+    ],
+)
+def test_models_that_cannot_be_traced(model, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sj.fit(model, np.zeros(8), engine="stochastic_gradient", **SHORT)
+
+
 def test_x64_is_left_alone(nuts_fit):
     assert not jax.config.jax_enable_x64
     assert group(nuts_fit, "posterior")["rate"].dtype == np.float32
+
+
+def test_groups_of_many_draws_are_made_piece_by_piece(monkeypatch):
+    whole = sj.fit(normal_mean, np.zeros(8), **{**SHORT, "num_chains": 2})
+    monkeypatch.setattr("sojourn.inference._predictive._PIECE", 21 * (1 + 8 + 8 + 1))  # 21 does not divide 50
+    parts = sj.fit(normal_mean, np.zeros(8), **{**SHORT, "num_chains": 2})
+    for name in ("log_likelihood", "posterior_predictive"):
+        np.testing.assert_allclose(group(parts, name)["y"], group(whole, name)["y"], rtol=1e-6)
+    np.testing.assert_allclose(
+        group(parts, "sample_stats")["lp"], group(whole, "sample_stats")["lp"], rtol=1e-6
+    )
+
+
+def test_groups_beside_draws_on_disk_have_a_lower_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr("sojourn.inference._chains._IN_MEMORY", 100)
+    monkeypatch.setattr("sojourn.inference._predictive._MOST_BESIDE_DISK", 50 * 8 - 1)
+    with pytest.warns(UserWarning, match="4e\\+02 is the limit beside draws on disk"):
+        fit = sj.fit(normal_mean, np.zeros(8), checkpoint=tmp_path / "run", **SHORT)
+    assert _arviz.group(fit, "log_likelihood") is None
+    assert np.isfinite(group(fit, "sample_stats")["lp"]).all()
 
 
 def test_groups_that_would_be_too_large_are_left_out(monkeypatch):
