@@ -4,7 +4,7 @@ from sojourn.inference._blocked_gibbs import BlockedGibbs
 from sojourn.inference._calibrate import calibrate
 from sojourn.inference._checkpoint import Checkpoint
 from sojourn.inference._decode import decode_paths
-from sojourn.inference._diagnose_model import ModelDiagnosis, diagnose_model
+from sojourn.inference._diagnose_model import diagnose_model
 from sojourn.inference._fit import fit
 from sojourn.inference._fit_many import fit_many
 from sojourn.inference._forecast import one_step_ahead
@@ -15,6 +15,7 @@ from sojourn.inference._many_fits import ManyFits
 from sojourn.inference._map import MaximumAPosteriori
 from sojourn.inference._marginalize import marginalizable, marginalize
 from sojourn.inference._mclmc import MCLMC, AdjustedMCLMC
+from sojourn.inference._model_diagnosis import ModelDiagnosis
 from sojourn.inference._params import trained_model
 from sojourn.inference._particle_filter import particle_filter, particle_log_likelihood
 from sojourn.inference._particle_gibbs import ConditionalSMC, ParticleGibbs

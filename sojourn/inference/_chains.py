@@ -398,7 +398,9 @@ class _Run:
     def _advance(self, steps: int) -> None:
         first, last = self.count, self.count + steps
         old = self.drawn
-        self.carries = [self.chains.advance(c, first, last, self.num_warmup) for c in self.carries]
+        self.carries = self.places.each(
+            lambda carry: self.chains.advance(carry, first, last, self.num_warmup), self.carries
+        )
         self.count = last
         if self.watch is not None:
             since = np.concatenate([np.ravel(np.asarray(c.wrong_since)) for c in self.carries])

@@ -141,6 +141,14 @@ def fit(
             scale, the mass matrix of HMC, NUTS, MALT and UnderdampedLangevin at its variances, and the first restart
             of variational inference at its means and standard deviations; from there they adapt as ever. Sites that
             it leaves out start as they would without it.
+        checkpoint: a folder, or a :class:`~sojourn.Checkpoint`, in which state and draws are written down as the run
+            goes on, so that the same call goes on where it was cut off.
+        keep: names of sites to keep, or a :class:`~sojourn.Keep`: thinning, and running summaries in place of draws.
+        chain_method: ``"vectorized"`` (side by side in one program), ``"sequential"`` (one at a time, by a program for
+            one chain), ``"parallel"`` (dealt out to the devices; on a single processor device, one at a time in
+            several threads), or ``"auto"``: dealt out if there are several devices, else vectorized.
+        shard: what several devices share out: ``"chains"`` (the default), ``"particles"``, or the name of a plate.
+        stop_early: end a run that has gone wrong in a way that more draws do not mend, with a warning.
         **kwargs: keyword arguments of the model.
 
     Returns:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -34,7 +36,8 @@ class Places:
 
     Attributes:
         num_chains, own_chains, num_own: chains of the run; those of this process.
-        in_turn: one chain after another.
+        in_turn: one chain at a time, by a program for one chain.
+        side_by_side: which several threads then run, as far as there are processors.
         mesh: devices over which the chains of this process are spread.
         together: devices, of all processes, that share one axis, and the name of the axis.
     """
@@ -44,10 +47,12 @@ class Places:
         num_chains: int,
         *,
         in_turn: bool = False,
+        side_by_side: bool = False,
         devices: list[Any] | None = None,
         together: tuple[str, Mesh] | None = None,
     ):
         self.num_chains, self.in_turn, self.together = num_chains, in_turn, together
+        self.side_by_side, self._built = side_by_side, False
         self.number, self.count = jax.process_index(), jax.process_count()
         first, last = 0, num_chains
         if together is None:
@@ -88,7 +93,8 @@ class Places:
             )
             return jax.jit(advance, donate_argnums=0)
         if self.together is None:
-            return jax.jit(advance, donate_argnums=0)
+            program = jax.jit(advance, donate_argnums=0)
+            return _BuiltOnce(program) if self.in_turn else program
         what, mesh = self.together
         whole = NamedSharding(mesh, PartitionSpec())
 
@@ -101,6 +107,15 @@ class Places:
             return spread(jax.tree.map(lambda leaf: _everywhere(leaf, whole), carry), *bounds)
 
         return run
+
+    def each(self, advance: Callable[[Any], Any], carries: Sequence[Any]) -> list[Any]:
+        """``advance`` of each carry: in threads, JAX lets go of Python's lock while a program runs."""
+        workers = min(len(carries), _processors()) if self.side_by_side and self._built else 1
+        self._built = True  # the first call compiles, in the thread whose settings hold
+        if workers == 1:
+            return [advance(carry) for carry in carries]
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(advance, carries))
 
     # ------------------------------------------------------------------------------------------------ processes
 
@@ -139,6 +154,25 @@ class Places:
             ) from error
         gathered = gathered.reshape(self.count, -1)
         return np.frombuffer(gathered.tobytes(), values.dtype).reshape(self.count, *values.shape)
+
+
+class _BuiltOnce:
+    """A program that is compiled at the first call, and never again: other threads have other settings of JAX."""
+
+    def __init__(self, program: Any):
+        self.program, self.built = program, None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.built is None:
+            self.built = self.program.lower(*args).compile()
+        return self.built(*args)
+
+
+def _processors() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _everywhere(leaf: Any, whole: NamedSharding) -> Any:
@@ -180,7 +214,11 @@ def choose_places(
                 "out something else with shard='particles' or the name of a plate."
             )
         spread = not in_turn and chain_method != "vectorized" and not kernel.is_ensemble_kernel
-        return Places(num_chains, in_turn=in_turn, devices=jax.local_devices() if spread else None)
+        devices = jax.local_devices() if spread else []
+        # Chains of one `vmap` share a core, and wait in every step for the slowest of them.
+        alone = chain_method == "parallel" and len(devices) == 1 and devices[0].platform == "cpu"
+        threads = alone and num_chains > 1
+        return Places(num_chains, in_turn=in_turn or threads, side_by_side=threads, devices=devices)
     if shard == "particles":
         size = getattr(kernel, "num_particles", None)
         if size is None:

@@ -13,8 +13,9 @@ import xarray as xr
 from numpyro.contrib.control_flow import scan
 
 import sojourn as sj
-from sojourn.inference._diagnose_model import ModelDiagnosis, SiteDescription, diagnose_model
+from sojourn.inference._diagnose_model import diagnose_model
 from sojourn.inference._fit import ENGINES
+from sojourn.inference._model_diagnosis import ModelDiagnosis, SiteDescription
 from sojourn.models import hidden_markov
 
 TOSSES = jnp.array([1, 0, 1, 1])
