@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, positive_numbers, shown, whole_number
 from sojourn.distributions._hidden_markov import _concrete, _draw
 from sojourn.ops import jump_path
 from sojourn.ops.hidden_markov import _log
@@ -74,9 +75,9 @@ class MarkovJumpPath(dist.Distribution):
         max_jumps: int | None = None,
         validate_args: bool | None = None,
     ):
-        self.rate_matrix = jnp.asarray(rate_matrix)
-        self.initial = jnp.asarray(initial)
-        self.duration = jnp.asarray(duration)
+        self.rate_matrix = jnp.asarray(numbers(rate_matrix, "rate_matrix"))
+        self.initial = jnp.asarray(numbers(initial, "initial"))
+        self.duration = jnp.asarray(positive_numbers(duration, "duration"))
         states = self.rate_matrix.shape[-1]
         if (
             self.rate_matrix.ndim < 2
@@ -87,7 +88,7 @@ class MarkovJumpPath(dist.Distribution):
                 f"`rate_matrix` {self.rate_matrix.shape} and `initial` {self.initial.shape} must be (..., K, K) and "
                 "(..., K)."
             )
-        self.max_jumps = self._room() if max_jumps is None else int(max_jumps)
+        self.max_jumps = self._room() if max_jumps is None else whole_number(max_jumps, "max_jumps", 0)
         batch = jnp.broadcast_shapes(
             self.rate_matrix.shape[:-2], self.initial.shape[:-1], self.duration.shape
         )
@@ -95,6 +96,8 @@ class MarkovJumpPath(dist.Distribution):
 
     def _room(self) -> int:
         rates, duration = _concrete(self.rate_matrix), _concrete(self.duration)
+        if rates is not None:
+            check_rate_matrix(rates)
         if rates is None or duration is None:
             raise ValueError("`max_jumps` is needed: with traced rates nobody knows how long a path can get.")
         return most_events(float(np.asarray(exit_rates(rates)).max() * duration.max()), 1e-6) + 1
@@ -113,7 +116,7 @@ class MarkovJumpPath(dist.Distribution):
         if duration is not None and not (np.isfinite(duration).all() and (duration > 0).all()):
             raise ValueError("`duration` must be positive and finite.")
         initial = _concrete(self.initial)
-        if initial is not None and ((initial < 0).any() or (np.abs(initial.sum(-1) - 1) > 1e-4).any()):
+        if initial is not None and (not (initial >= 0).all() or (np.abs(initial.sum(-1) - 1) > 1e-4).any()):
             raise ValueError("`initial` must hold probabilities that sum to one.")
 
     @constraints.dependent_property
@@ -183,18 +186,24 @@ def stack_paths(
         >>> stack_paths([[0.0, 1.5], [0.0]], [[0, 1], [1]], [4.0, 2.0]).tolist()
         [[[0.0, 0.0], [1.5, 1.0]], [[0.0, 1.0], [2.0, 1.0]]]
     """
-    ends = np.asarray(durations, float)
+    ends = np.asarray(positive_numbers(durations, "durations"), float)
+    for name, given in (("entry_times", entry_times), ("states", states)):
+        if isinstance(given, str | Mapping) or not isinstance(given, Sequence | np.ndarray):
+            raise ValueError(f"`{name}` must be a list with one entry for each path, not {shown(given)}.")
+    if ends.ndim != 1:
+        raise ValueError(f"`durations` has shape {ends.shape}; it must be (N,), one for each path.")
+    entry_times = [np.atleast_1d(np.asarray(numbers(t, "entry_times"), float)) for t in entry_times]
+    states = [np.atleast_1d(np.asarray(numbers(path, "states"))) for path in states]
     if not len(entry_times) == len(states) == len(ends) or not len(ends):
         raise ValueError("`entry_times`, `states` and `durations` need one entry for each path.")
-    width = max(len(np.atleast_1d(t)) for t in entry_times)
+    width = max(len(times) for times in entry_times)
     stacked = np.empty((len(ends), width, 2))
     for n, (times, path, end) in enumerate(zip(entry_times, states, ends, strict=True)):
-        times, path = np.atleast_1d(np.asarray(times, float)), np.atleast_1d(np.asarray(path))
         if len(times) != len(path) or not len(times):
             raise ValueError(
                 f"Path {n} has {len(times)} times and {len(path)} states; it needs one of each an entry."
             )
-        if times[0] != 0.0 or (np.diff(times) < 0).any() or times[-1] > end:
+        if times[0] != 0.0 or not (np.diff(times) >= 0).all() or not times[-1] <= end:
             raise ValueError(
                 f"Path {n} must begin at time zero and run on to its duration {end:g} without a step back."
             )

@@ -23,6 +23,7 @@ from sojourn.inference._particle_filter import (
     _check_supports,
     _parameters,
     _unobserve,
+    check_guides,
     check_options,
     explain_weights,
 )
@@ -130,6 +131,7 @@ def one_step_ahead(
         True
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(guide=guide, initial_guide=initial_guide, twist=twist)
     if not isinstance(num_draws, int | np.integer) or isinstance(num_draws, bool) or num_draws < 2:
         raise ValueError(f"`num_draws` must be a whole number of at least 2, not {num_draws!r}.")
     if method not in METHODS:

@@ -13,6 +13,7 @@ from jax import Array, lax, random
 from numpyro import handlers
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit
 
+from sojourn._arguments import finite_numbers, must_be, numbers, shown, whole_number
 from sojourn._contract import observed_sites, trace_model
 from sojourn.inference import _labels as labels
 from sojourn.inference._check_model import check_data
@@ -120,6 +121,15 @@ def particle_filter(
         (('time',), ('sample', 'horizon'))
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(guide=guide, initial_guide=initial_guide, twist=twist)
+    num_draws, seed = whole_number(num_draws, "num_draws"), whole_number(seed, "seed", None)
+    if horizon is not None:
+        horizon = whole_number(horizon, "horizon", 0)
+    wanted = np.asarray(numbers(quantiles, "quantiles"))
+    if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ValueError(
+            f"`quantiles` must be probabilities, such as (0.05, 0.5, 0.95), not {shown(quantiles)}."
+        )
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {n: labels.bare(v) for n, v in kwargs.items()}
     key_trace, key = random.split(random.key(seed))
@@ -207,10 +217,15 @@ def check_options(num_particles: int, resampling: str, ess_threshold: float | No
         raise ValueError(f"`num_particles` must be a whole number of at least 2, not {num_particles!r}.")
     if resampling not in SCHEMES:
         raise ValueError(f"`resampling` must be one of {', '.join(map(repr, SCHEMES))}, not {resampling!r}.")
-    if ess_threshold is not None and not 0.0 <= ess_threshold <= 1.0:
+    if ess_threshold is not None and not 0.0 <= numbers(ess_threshold, "ess_threshold") <= 1.0:
         raise ValueError(
             f"`ess_threshold` is a share of the particles, 0 to 1, or None; not {ess_threshold!r}."
         )
+
+
+def check_guides(**guides: Any) -> None:
+    for name, guide in guides.items():
+        must_be(guide is None or callable(guide), name, "a function", guide)
 
 
 def _check_supports(trace: Mapping[str, Any]) -> None:
@@ -236,6 +251,9 @@ def _parameters(
     """Values of the parameters with a leading axis of draws."""
     if given is not None and fit is not None:
         raise ValueError("Give `parameters` or `fit`, not both.")
+    must_be(
+        given is None or isinstance(given, Mapping), "parameters", "a mapping from names to values", given
+    )
     if fit is not None:
         posterior = getattr(fit, "posterior", fit)
         given = {n: posterior[n] for n in names if n in posterior}
@@ -248,7 +266,7 @@ def _parameters(
             f"The filter runs at given parameters, and {where} lacks {', '.join(map(repr, missing))}."
         )
     if fit is None:
-        return {n: jnp.asarray(given[n])[None] for n in names}
+        return {n: jnp.asarray(finite_numbers(given[n], f"parameters[{n!r}]"))[None] for n in names}
     stacked = {n: np.asarray(v).reshape((-1, *v.shape[2:])) for n, v in given.items()}
     total = next((len(v) for v in stacked.values()), 1)
     chosen = np.unique(np.linspace(0, total - 1, min(num_draws, total)).astype(int))
@@ -579,6 +597,7 @@ def particle_log_likelihood(
         -4
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(guide=guide, initial_guide=initial_guide, twist=twist)
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` must be one of {', '.join(map(repr, GRADIENTS))}, not {gradient!r}.")
     read = read_scan(model, *args, scan=scan, **kwargs)

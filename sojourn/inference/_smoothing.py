@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn._arguments import finite_numbers, must_be, whole_number
+from sojourn._contract import trace_model
 from sojourn.inference._labels import bare
 from sojourn.inference._read import read_scan
 from sojourn.inference._score import read_parametric, require_memory_one
@@ -252,10 +254,31 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
     read = read_scan(model, *args, plates=False, **kwargs)
     structure = read.structure
     require_memory_one(structure)
-    given = dict(parameters or {})
+    must_be(
+        parameters is None or isinstance(parameters, Mapping),
+        "parameters",
+        "a mapping from names to values",
+        parameters,
+    )
+    given = {n: finite_numbers(v, f"parameters[{n!r}]") for n, v in (parameters or {}).items()}
+    unknown = [n for n in given if n not in structure.global_sites]
+    if unknown:
+        raise ValueError(
+            f"The model has no parameter {unknown[0]!r}; its parameters are {list(structure.global_sites)}."
+        )
     missing = [n for n in structure.global_sites if n not in given]
     if missing:
         raise ValueError(f"`parameters` has no value for {', '.join(map(repr, missing))}.")
+    shapes = jax.eval_shape(
+        lambda: {
+            n: site["value"]
+            for n, site in trace_model(read.model, args, kwargs, key=jax.random.key(0)).items()
+            if n in given
+        }
+    )
+    for name, like in shapes.items():
+        if np.shape(given[name]) != like.shape:
+            raise ValueError(f"The parameter {name!r} has shape {like.shape}, not {np.shape(given[name])}.")
     term = _term(functional)
 
     def build():
@@ -289,7 +312,9 @@ def _gather(
         paths, sweeps, log_evidence = jax.lax.map(one, inputs, batch_size=size)
         return paths, target.show(sweeps), log_evidence
 
-    paths, sweeps, log_evidence = run(jax.random.split(jax.random.key(seed), num_repeats), references)
+    paths, sweeps, log_evidence = run(
+        jax.random.split(jax.random.key(whole_number(seed, "seed", None)), num_repeats), references
+    )
     sweeps = jax.tree.map(np.asarray, sweeps)
     means = jax.tree.map(lambda v: v[:, num_burn:].mean(1), sweeps)
 

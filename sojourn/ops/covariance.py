@@ -39,6 +39,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, positive_numbers, shown
+
 __all__ = [
     "Covariance",
     "DampedCosine",
@@ -53,7 +55,11 @@ __all__ = [
 
 
 def _real(x: ArrayLike) -> Array:
-    return jnp.asarray(x, float)
+    return jnp.asarray(finite_numbers(x, "frequency"), float)
+
+
+def _positive(name: str) -> Callable[[ArrayLike], Array]:
+    return lambda x: jnp.asarray(positive_numbers(x, name), float)
 
 
 class Covariance(eqx.Module):
@@ -72,7 +78,7 @@ class Covariance(eqx.Module):
         6.2832
     """
 
-    scale: Any = eqx.field(converter=_real, default=1.0, kw_only=True)
+    scale: Any = eqx.field(converter=_positive("scale"), default=1.0, kw_only=True)
 
     def correlation(self, x: Array) -> Array:
         """``r`` at ``x = t / scale``, non-negative."""
@@ -121,7 +127,7 @@ class Covariance(eqx.Module):
             >>> print(f"{Diffusion(2.0).with_mean_interval(5.0).mean_interval():.4f}")
             5.0000
         """
-        scale = _real(mean_interval) * jnp.sqrt(self.curvature()) / jnp.pi
+        scale = jnp.asarray(mean_interval, float) * jnp.sqrt(self.curvature()) / jnp.pi
         return eqx.tree_at(lambda covariance: covariance.scale, self, scale)
 
 
@@ -140,7 +146,7 @@ class Diffusion(Covariance):
         6.2832
     """
 
-    dimension: Any = eqx.field(converter=_real, default=2.0)
+    dimension: Any = eqx.field(converter=_positive("dimension"), default=2.0)
 
     def _parts(self, x: Array) -> tuple[Array, Array]:
         """``tanh(x / 2)`` and ``log sech(x / 2)``, the latter exact at both ends."""
@@ -302,7 +308,7 @@ class RationalQuadratic(Covariance):
         0.3333
     """
 
-    alpha: Any = eqx.field(converter=_real, default=2.0)
+    alpha: Any = eqx.field(converter=_positive("alpha"), default=2.0)
 
     def _log_correlation(self, x: Array) -> Array:
         return -self.alpha * jnp.log1p(x**2 / (2 * self.alpha))
@@ -380,6 +386,13 @@ class FromFunction(Covariance):
 
     function: Callable[[Array], Array] = eqx.field(static=True)
     one_minus: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        for name, function in (("function", self.function), ("one_minus", self.one_minus)):
+            if function is not None and not callable(function):
+                raise ValueError(
+                    f"FromFunction: `{name}` must be a function of the lag, not {shown(function)}."
+                )
 
     def correlation(self, x: Array) -> Array:
         return self.function(x)
