@@ -161,7 +161,7 @@ class LinearGaussian(dist.Distribution):
 
     def _on_grid(self, value: ArrayLike) -> Array:
         """``(..., N, P)`` with NaN at the steps that are not observed."""
-        value = _floating(value)
+        value = _floating(value, "value")
         n = len(self.event_shape)
         if value.shape[value.ndim - n :] != self.event_shape:
             raise ValueError(f"The series has shape {value.shape}; its last axes must be {self.event_shape}.")
@@ -294,7 +294,7 @@ class LinearGaussian(dist.Distribution):
         return variance[..., 0] if self.single else variance
 
 
-def _floating(x: ArrayLike, name: str = "value") -> Array:
+def _floating(x: ArrayLike, name: str) -> Array:
     return jnp.asarray(numbers(x, name), jnp.result_type(float))
 
 

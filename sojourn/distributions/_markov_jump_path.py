@@ -192,13 +192,13 @@ def stack_paths(
             raise ValueError(f"`{name}` must be a list with one entry for each path, not {shown(given)}.")
     if ends.ndim != 1:
         raise ValueError(f"`durations` has shape {ends.shape}; it must be (N,), one for each path.")
-    entry_times = [np.atleast_1d(np.asarray(numbers(t, "entry_times"), float)) for t in entry_times]
-    states = [np.atleast_1d(np.asarray(numbers(path, "states"))) for path in states]
-    if not len(entry_times) == len(states) == len(ends) or not len(ends):
+    entries = [np.atleast_1d(np.asarray(numbers(t, "entry_times"), float)) for t in entry_times]
+    entered = [np.atleast_1d(np.asarray(numbers(path, "states"))) for path in states]
+    if not len(entries) == len(entered) == len(ends) or not len(ends):
         raise ValueError("`entry_times`, `states` and `durations` need one entry for each path.")
-    width = max(len(times) for times in entry_times)
+    width = max(len(times) for times in entries)
     stacked = np.empty((len(ends), width, 2))
-    for n, (times, path, end) in enumerate(zip(entry_times, states, ends, strict=True)):
+    for n, (times, path, end) in enumerate(zip(entries, entered, ends, strict=True)):
         if len(times) != len(path) or not len(times):
             raise ValueError(
                 f"Path {n} has {len(times)} times and {len(path)} states; it needs one of each an entry."

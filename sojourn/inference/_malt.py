@@ -103,7 +103,7 @@ class MALT(GradientKernel):
         check_number("trajectory_length", trajectory_length, 0.0)
         check_number("target_accept_prob", target_accept_prob, 0.0, 1.0)
         check_number("step_size", step_size, 0.0)
-        whole_number(max_num_steps, "max_num_steps")
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         self.friction = friction
         self.trajectory_length = trajectory_length
         self.target_accept_prob = target_accept_prob

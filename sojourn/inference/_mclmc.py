@@ -135,9 +135,9 @@ class MCLMC(_Microcanonical):
     ):
         super().__init__(model, init_strategy)
         check_number("energy_variance", energy_variance, 0.0)
-        whole_number(max_num_steps, "max_num_steps")
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         if tuning_steps is not None:
-            whole_number(tuning_steps, "tuning_steps", 100)
+            check_number("tuning_steps", whole_number(tuning_steps, "tuning_steps", None), 99)
         self.energy_variance = energy_variance
         self.tuning_steps = tuning_steps
         self.diagonal_preconditioning = diagonal_preconditioning
@@ -265,7 +265,7 @@ class AdjustedMCLMC(_Microcanonical):
         check_number("target_accept_prob", target_accept_prob, 0.0, 1.0)
         check_number("num_integration_steps", num_integration_steps, 1.1)
         if tuning_steps is not None:
-            whole_number(tuning_steps, "tuning_steps", 100)
+            check_number("tuning_steps", whole_number(tuning_steps, "tuning_steps", None), 99)
         self.target_accept_prob = target_accept_prob
         self.num_integration_steps = num_integration_steps
         self.tuning_steps = tuning_steps

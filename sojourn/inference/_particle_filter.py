@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -245,6 +245,13 @@ def _check_supports(trace: Mapping[str, Any]) -> None:
         check_data(fixed)
 
 
+def check_names(given: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse a value for what is no parameter of the model."""
+    unknown = [n for n in given if n not in names]
+    if unknown:
+        raise ValueError(f"The model has no parameter {unknown[0]!r}; its parameters are {list(names)}.")
+
+
 def _parameters(
     names: Sequence[str], given: Mapping[str, Any] | None, fit: Any, num_draws: int
 ) -> dict[str, Array]:
@@ -266,6 +273,7 @@ def _parameters(
             f"The filter runs at given parameters, and {where} lacks {', '.join(map(repr, missing))}."
         )
     if fit is None:
+        check_names(given, names)
         return {n: jnp.asarray(finite_numbers(given[n], f"parameters[{n!r}]"))[None] for n in names}
     stacked = {n: np.asarray(v).reshape((-1, *v.shape[2:])) for n, v in given.items()}
     total = next((len(v) for v in stacked.values()), 1)

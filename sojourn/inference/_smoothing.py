@@ -14,6 +14,7 @@ import numpy as np
 from sojourn._arguments import finite_numbers, must_be, whole_number
 from sojourn._contract import trace_model
 from sojourn.inference._labels import bare
+from sojourn.inference._particle_filter import check_names
 from sojourn.inference._read import read_scan
 from sojourn.inference._score import read_parametric, require_memory_one
 from sojourn.ops.paris import BACKWARD, Statistic, Step, additive, paris_sweep, parisian_gibbs
@@ -260,25 +261,23 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
         "a mapping from names to values",
         parameters,
     )
-    given = {n: finite_numbers(v, f"parameters[{n!r}]") for n, v in (parameters or {}).items()}
-    unknown = [n for n in given if n not in structure.global_sites]
-    if unknown:
-        raise ValueError(
-            f"The model has no parameter {unknown[0]!r}; its parameters are {list(structure.global_sites)}."
-        )
-    missing = [n for n in structure.global_sites if n not in given]
-    if missing:
-        raise ValueError(f"`parameters` has no value for {', '.join(map(repr, missing))}.")
-    shapes = jax.eval_shape(
+    known = jax.eval_shape(
         lambda: {
             n: site["value"]
             for n, site in trace_model(read.model, args, kwargs, key=jax.random.key(0)).items()
-            if n in given
+            if n in structure.global_sites or site["type"] == "param"
         }
     )
-    for name, like in shapes.items():
-        if np.shape(given[name]) != like.shape:
-            raise ValueError(f"The parameter {name!r} has shape {like.shape}, not {np.shape(given[name])}.")
+    given = dict(parameters or {})
+    check_names(given, known)
+    missing = [n for n in structure.global_sites if n not in given]
+    if missing:
+        raise ValueError(f"`parameters` has no value for {', '.join(map(repr, missing))}.")
+    for name in structure.global_sites:
+        value, shape = finite_numbers(given[name], f"parameters[{name!r}]"), known[name].shape
+        if np.shape(value) != shape:
+            raise ValueError(f"The parameter {name!r} has shape {shape}, not {np.shape(value)}.")
+        given[name] = value
     term = _term(functional)
 
     def build():

@@ -130,7 +130,7 @@ class UnderdampedLangevin(GradientKernel):
         check_number("trajectory_length", trajectory_length, 0.0)
         check_number("tolerance", tolerance, 0.0)
         check_number("step_size", step_size, 0.0)
-        whole_number(max_num_steps, "max_num_steps")
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         self.solver = solver
         self.step = step
         self.friction = friction

@@ -376,8 +376,7 @@ def _whole_lengths(lengths: Any) -> np.ndarray:
     if (
         found.ndim != 1
         or found.dtype.kind not in "iuf"
-        or (found != np.round(found)).any()
-        or (found < 1).any()
+        or not (np.isfinite(found) & (found == np.round(found)) & (found >= 1)).all()
     ):
         raise ValueError("`lengths` must be positive whole numbers, one a trajectory.")
     return found.astype(int)

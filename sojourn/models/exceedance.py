@@ -139,7 +139,8 @@ def _process(declared: Any, mean_interval: Any, typical: float, sensors: int | N
         mean_interval = numpyro.sample("mean_interval", mean_interval, infer={"init": np.asarray(typical)})
     else:
         mean_interval = numbers(mean_interval, "mean_interval")
-        if is_known(mean_interval) and not np.all((mean_interval > 0) & np.isfinite(mean_interval)):
+        known = np.asarray(mean_interval) if is_known(mean_interval) else np.ones(())
+        if not ((known > 0) & np.isfinite(known)).all():
             raise ValueError(f"`mean_interval` must be positive, or a prior; got {mean_interval}.")
     if sensors is not None:
         spread = numpyro.sample("mean_interval_sd", dist.HalfNormal(0.5), infer={"init": np.asarray(0.3)})

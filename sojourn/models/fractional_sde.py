@@ -474,7 +474,7 @@ def _shape_at(
     state = jax.ShapeDtypeStruct(state_shape, jnp.result_type(float))
     time = jax.ShapeDtypeStruct((), jnp.result_type(float))
     try:
-        return jnp.shape(jax.eval_shape(fn, state, time))
+        return jnp.shape(jax.eval_shape(lambda x, t: numbers(fn(x, t), name), state, time))
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{caller}(): `{name}` fails on a state of shape {state_shape}: {error}") from error
 

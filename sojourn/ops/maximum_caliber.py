@@ -76,12 +76,11 @@ def process_arrays(
     """The four arrays in one type, with zeros for a missing kind of observable."""
     if dwell is None and jump is None:
         raise ValueError("A tilt needs something to tilt by: pass `dwell`, `jump` or both.")
-    tilt, dwell, jump = (
-        None if given is None else numbers(given, kind)
-        for given, kind in ((tilt, name), (dwell, "dwell"), (jump, "jump"))
-    )
     if tilt is None:
         raise ValueError(f"`{name}` must be a vector of numbers, one for each observable.")
+    tilt = numbers(tilt, name)
+    dwell = None if dwell is None else numbers(dwell, "dwell")
+    jump = None if jump is None else numbers(jump, "jump")
     _check(rate_matrix)
     states = np.shape(rate_matrix)[-1]
     size = np.shape(tilt)[-1] if np.ndim(tilt) else 0

@@ -587,7 +587,10 @@ caliber_cases = [
         "maximum_caliber.green_kubo",
         maximum_caliber.green_kubo,
         {"rate_matrix": EVEN, "dwell": OCCUPIED},
-        bad_process,
+        {
+            **bad_process,
+            "dwell": st.one_of(poisoned(OCCUPIED), shaped((1, 3), (2,), ()), not_numbers, st.none()),
+        },
     ),
     Case(
         "maximum_caliber.entropy_flow",
@@ -813,7 +816,7 @@ flow_cases = [
                 shaped((0, 2, 2), (2,), (2, 2, 2, 2)),
                 not_numbers,
             ),
-            "num_dims": not_count(1),
+            "num_dims": not_count(0),
             "held_out": st.one_of(
                 st.lists(st.integers(3, 9), min_size=1, max_size=2),
                 st.sampled_from([[0, 0], [-1], [0, 1, 2]]),
@@ -869,7 +872,7 @@ bad_grid = {
     "kind": not_one_of("I", "II"),
     "mask": shaped((2,), (5, 5)),
     "tolerance": st.one_of(below(0.0, strict=False), above(0.51), not_finite, not_numbers),
-    "num_dims": not_count(1),
+    "num_dims": not_count(0),
     "initial": not_numbers | not_finite,
 }
 fractional_cases = [

@@ -88,12 +88,12 @@ def edit_distance(
     must_be(isinstance(space, Space), "space", "a Space", space)
     sizes = {}
     for what, given in (("states", states), ("others", others)):
-        leaves = [np.shape(leaf) for leaf in jax.tree.leaves(numeric(given))]
-        if not leaves or any(not shape or shape[0] != leaves[0][0] for shape in leaves):
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(numeric(given))]
+        if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
             raise ValueError(
                 f"edit_distance: `{what}` must hold arrays with one leading axis, (T, ...), in common."
             )
-        sizes[what] = leaves[0][0]
+        sizes[what] = shapes[0][0]
     if sizes["states"] != sizes["others"]:
         raise ValueError(f"edit_distance: there are {sizes['states']} states and {sizes['others']} others.")
     num = sizes["states"]

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 
 from sojourn._arguments import is_list, must_be, whole_number
 from sojourn.environments import Environment, State, Transitions, hooks
+from sojourn.models._given import check_priors
 from sojourn.models.laws._law import Law
 
 __all__ = [
@@ -47,7 +48,7 @@ class RandomAction:
     site = "random_action"
 
     def __init__(self, num_actions: int, *, prior: dist.Distribution | None = None):
-        _check_prior(prior)
+        check_priors(prior=prior)
         self.num_actions = _actions(type(self).__name__, num_actions)
         self.prior = dist.Beta(1.0, 9.0) if prior is None else prior
 
@@ -74,7 +75,7 @@ class StickyAction:
     site = "sticky_action"
 
     def __init__(self, num_actions: int, *, prior: dist.Distribution | None = None):
-        _check_prior(prior)
+        check_priors(prior=prior)
         self.num_actions = _actions(type(self).__name__, num_actions)
         self.prior = dist.Beta(1.0, 9.0) if prior is None else prior
 
@@ -106,7 +107,7 @@ class RandomEvent:
             raise ValueError(
                 "RandomEvent: `event` must be a law of the world as a whole (no `each`), without parameters and `after`."
             )
-        _check_prior(prior)
+        check_priors(prior=prior)
         self.event = event
         self.site = f"{event.name}.rate"
         self.prior = dist.Beta(1.0, 20.0) if prior is None else prior
@@ -155,7 +156,8 @@ class CyclicDrift:
     """
 
     def __init__(self, every: int | Sequence[int], laws: Sequence[str] | None = None):
-        given = list(every) if is_list(every) else [every]
+        said: Any = every
+        given = list(said) if is_list(said) else [said]
         if not given:
             raise ValueError("CyclicDrift: `every` is a number of steps, at least 1.")
         self.every = [whole_number(e, "every") for e in given]
@@ -214,15 +216,6 @@ def _drifting(laws: Any) -> list[str] | None:
         len(names) > 0 and all(isinstance(n, str) for n in names), "laws", "a list of names of laws", laws
     )
     return names
-
-
-def _check_prior(prior: Any) -> None:
-    must_be(
-        prior is None or isinstance(prior, dist.Distribution),
-        "prior",
-        "a distribution of a probability",
-        prior,
-    )
 
 
 def _actions(name: str, num_actions: int) -> int:

@@ -17,6 +17,7 @@ from numpyro.distributions import constraints
 
 from sojourn._arguments import is_list, must_be, numbers, positive_numbers
 from sojourn.distributions import CompetingLaws, LogLinearLaws
+from sojourn.models._given import check_priors
 from sojourn.models.laws._answers import Answers
 from sojourn.models.laws._cast import LawShape, cast_one, numeric, shapes_of
 from sojourn.models.laws._imagine import Beliefs, levels_of
@@ -120,7 +121,7 @@ class World(Answers):
     ):
         must_be(isinstance(space, Space), "space", "a Space", space)
         must_be(is_list(laws), "laws", "a list of laws", laws)
-        must_be(change is None or isinstance(change, dist.Distribution), "change", "a distribution", change)
+        check_priors(change=change)
         must_be(
             refresh is None or callable(refresh),
             "refresh",
