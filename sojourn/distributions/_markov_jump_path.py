@@ -77,7 +77,7 @@ class MarkovJumpPath(dist.Distribution):
     ):
         self.rate_matrix = jnp.asarray(numbers(rate_matrix, "rate_matrix"))
         self.initial = jnp.asarray(numbers(initial, "initial"))
-        self.duration = jnp.asarray(positive_numbers(duration, "duration"))
+        self.duration = jnp.asarray(numbers(duration, "duration"))
         states = self.rate_matrix.shape[-1]
         if (
             self.rate_matrix.ndim < 2
@@ -100,6 +100,7 @@ class MarkovJumpPath(dist.Distribution):
             check_rate_matrix(rates)
         if rates is None or duration is None:
             raise ValueError("`max_jumps` is needed: with traced rates nobody knows how long a path can get.")
+        _check_duration(duration)
         return most_events(float(np.asarray(exit_rates(rates)).max() * duration.max()), 1e-6) + 1
 
     @property
@@ -112,9 +113,7 @@ class MarkovJumpPath(dist.Distribution):
         if strict and any(_concrete(x) is None for x in (self.rate_matrix, self.initial, self.duration)):
             raise RuntimeError("Cannot validate arguments inside jitted code.")
         check_rate_matrix(self.rate_matrix)
-        duration = _concrete(self.duration)
-        if duration is not None and not (np.isfinite(duration).all() and (duration > 0).all()):
-            raise ValueError("`duration` must be positive and finite.")
+        _check_duration(_concrete(self.duration))
         initial = _concrete(self.initial)
         if initial is not None and (not (initial >= 0).all() or (np.abs(initial.sum(-1) - 1) > 1e-4).any()):
             raise ValueError("`initial` must hold probabilities that sum to one.")
@@ -163,6 +162,11 @@ class MarkovJumpPath(dist.Distribution):
 def _weighted_log(weights: Array, probs: Array, axes: tuple[int, ...]) -> Array:
     """``sum(weights * log(probs))``, where nothing times the logarithm of zero is nothing."""
     return jnp.where(weights > 0, weights * _log(probs), 0.0).sum(axes)
+
+
+def _check_duration(duration: np.ndarray | None) -> None:
+    if duration is not None and not (np.isfinite(duration).all() and (duration > 0).all()):
+        raise ValueError("`duration` must be positive and finite.")
 
 
 def stack_paths(

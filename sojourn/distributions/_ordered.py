@@ -45,7 +45,9 @@ class Ordered(dist.Distribution):
     def __init__(self, base: dist.Distribution, size: int, *, validate_args: bool | None = None):
         if not isinstance(base, dist.Distribution) or base.event_shape != () or base.support.is_discrete:
             raise ValueError("`base` of Ordered must be a continuous univariate distribution.")
-        size = whole_number(size, "size")
+        size = whole_number(size, "size", None)
+        if size < 1:
+            raise ValueError(f"`size` of Ordered must be at least one, not {size}.")
         self.base = base
         self.size = size
         self.support  # noqa: B018 - an unsupported base fails here, not at the first draw

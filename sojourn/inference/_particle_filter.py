@@ -135,7 +135,7 @@ def particle_filter(
     key_trace, key = random.split(random.key(seed))
     read = read_scan(model, *bare_args, scan=scan, **bare_kwargs)
     structure = read.structure
-    values = _parameters(structure.global_sites, parameters, fit, num_draws)
+    values = _parameters(structure.global_sites, parameters, fit, num_draws, lambda: parameter_shapes(read))
     one = {n: v[0] for n, v in values.items()}
     trace = trace_model(read.model, bare_args, bare_kwargs, key=key_trace, values=one)
     _check_supports(trace)
@@ -245,22 +245,48 @@ def _check_supports(trace: Mapping[str, Any]) -> None:
         check_data(fixed)
 
 
-def check_names(given: Iterable[str], names: Iterable[str]) -> None:
-    """Refuse a value for what is no parameter of the model."""
-    unknown = [n for n in given if n not in names]
+def parameter_shapes(read: ScanModel) -> dict[str, tuple[int, ...]]:
+    """Of the latent sites that are parameters, and of what ``numpyro.param`` declares; nothing is computed."""
+
+    def values():
+        trace = trace_model(read.model, read.args, read.kwargs, key=random.key(0))
+        wanted = read.structure.global_sites
+        return {n: s["value"] for n, s in trace.items() if n in wanted or s["type"] == "param"}
+
+    return {n: getattr(like, "shape", ()) for n, like in jax.eval_shape(values).items()}
+
+
+def check_parameters(
+    given: Mapping[str, Any], sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The given values, once they are known to be of the model and, at its latent ``sites``, to fit them."""
+    must_be(isinstance(given, Mapping), "parameters", "a mapping from names to values", given)
+    unknown = [n for n in given if n not in shapes]
     if unknown:
-        raise ValueError(f"The model has no parameter {unknown[0]!r}; its parameters are {list(names)}.")
+        raise ValueError(f"The model has no parameter {unknown[0]!r}; its parameters are {list(shapes)}.")
+    found = dict(given)
+    for name in sites:
+        if name in given:
+            found[name] = finite_numbers(given[name], f"parameters[{name!r}]")
+            if np.shape(found[name]) != shapes[name]:
+                raise ValueError(
+                    f"The parameter {name!r} has shape {shapes[name]}, not {np.shape(found[name])}."
+                )
+    return found
 
 
 def _parameters(
-    names: Sequence[str], given: Mapping[str, Any] | None, fit: Any, num_draws: int
+    names: Sequence[str],
+    given: Mapping[str, Any] | None,
+    fit: Any,
+    num_draws: int,
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]],
 ) -> dict[str, Array]:
     """Values of the parameters with a leading axis of draws."""
     if given is not None and fit is not None:
         raise ValueError("Give `parameters` or `fit`, not both.")
-    must_be(
-        given is None or isinstance(given, Mapping), "parameters", "a mapping from names to values", given
-    )
+    if given is not None:
+        given = check_parameters(given, names, shapes())
     if fit is not None:
         posterior = getattr(fit, "posterior", fit)
         given = {n: posterior[n] for n in names if n in posterior}
@@ -273,8 +299,7 @@ def _parameters(
             f"The filter runs at given parameters, and {where} lacks {', '.join(map(repr, missing))}."
         )
     if fit is None:
-        check_names(given, names)
-        return {n: jnp.asarray(finite_numbers(given[n], f"parameters[{n!r}]"))[None] for n in names}
+        return {n: jnp.asarray(given[n])[None] for n in names}
     stacked = {n: np.asarray(v).reshape((-1, *v.shape[2:])) for n, v in given.items()}
     total = next((len(v) for v in stacked.values()), 1)
     chosen = np.unique(np.linspace(0, total - 1, min(num_draws, total)).astype(int))

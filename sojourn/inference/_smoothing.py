@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sojourn._arguments import finite_numbers, must_be, whole_number
-from sojourn._contract import trace_model
+from sojourn._arguments import whole_number
 from sojourn.inference._labels import bare
-from sojourn.inference._particle_filter import check_names
+from sojourn.inference._particle_filter import check_parameters, parameter_shapes
 from sojourn.inference._read import read_scan
 from sojourn.inference._score import read_parametric, require_memory_one
 from sojourn.ops.paris import BACKWARD, Statistic, Step, additive, paris_sweep, parisian_gibbs
@@ -255,29 +254,10 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
     read = read_scan(model, *args, plates=False, **kwargs)
     structure = read.structure
     require_memory_one(structure)
-    must_be(
-        parameters is None or isinstance(parameters, Mapping),
-        "parameters",
-        "a mapping from names to values",
-        parameters,
-    )
-    known = jax.eval_shape(
-        lambda: {
-            n: site["value"]
-            for n, site in trace_model(read.model, args, kwargs, key=jax.random.key(0)).items()
-            if n in structure.global_sites or site["type"] == "param"
-        }
-    )
-    given = dict(parameters or {})
-    check_names(given, known)
+    given = check_parameters(parameters or {}, structure.global_sites, parameter_shapes(read))
     missing = [n for n in structure.global_sites if n not in given]
     if missing:
         raise ValueError(f"`parameters` has no value for {', '.join(map(repr, missing))}.")
-    for name in structure.global_sites:
-        value, shape = finite_numbers(given[name], f"parameters[{name!r}]"), known[name].shape
-        if np.shape(value) != shape:
-            raise ValueError(f"The parameter {name!r} has shape {shape}, not {np.shape(value)}.")
-        given[name] = value
     term = _term(functional)
 
     def build():

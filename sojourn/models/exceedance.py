@@ -616,7 +616,7 @@ def slepian(
     if t.ndim != 1 or t.size == 0 or not (t[0] > 0 and (np.diff(t) > 0).all() and t[-1] < np.inf):
         raise ValueError("slepian(): `times` since the crossing must be positive and increasing, (T,).")
     if x is not None:
-        x = np.asarray(numbers(x, "x")) if is_known(x) else x
+        x = numbers(x, "x")
         if np.shape(x) != t.shape:
             raise ValueError(f"slepian(): `x` has shape {np.shape(x)}; {len(t)} times need ({len(t)},).")
         if is_known(x) and np.isinf(x).any():

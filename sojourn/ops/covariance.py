@@ -39,7 +39,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from sojourn._arguments import finite_numbers, positive_numbers, shown
+from sojourn._arguments import finite_numbers, is_known, numbers, shown
 
 __all__ = [
     "Covariance",
@@ -54,12 +54,8 @@ __all__ = [
 ]
 
 
-def _real(x: ArrayLike) -> Array:
-    return jnp.asarray(finite_numbers(x, "frequency"), float)
-
-
-def _positive(name: str) -> Callable[[ArrayLike], Array]:
-    return lambda x: jnp.asarray(positive_numbers(x, name), float)
+def _real(name: str) -> Callable[[ArrayLike], Array]:
+    return lambda x: jnp.asarray(numbers(x, name), float)
 
 
 class Covariance(eqx.Module):
@@ -78,7 +74,10 @@ class Covariance(eqx.Module):
         6.2832
     """
 
-    scale: Any = eqx.field(converter=_positive("scale"), default=1.0, kw_only=True)
+    scale: Any = eqx.field(converter=_real("scale"), default=1.0, kw_only=True)
+
+    def __check_init__(self) -> None:
+        _check_positive(self)
 
     def correlation(self, x: Array) -> Array:
         """``r`` at ``x = t / scale``, non-negative."""
@@ -146,7 +145,7 @@ class Diffusion(Covariance):
         6.2832
     """
 
-    dimension: Any = eqx.field(converter=_positive("dimension"), default=2.0)
+    dimension: Any = eqx.field(converter=_real("dimension"), default=2.0)
 
     def _parts(self, x: Array) -> tuple[Array, Array]:
         """``tanh(x / 2)`` and ``log sech(x / 2)``, the latter exact at both ends."""
@@ -308,7 +307,7 @@ class RationalQuadratic(Covariance):
         0.3333
     """
 
-    alpha: Any = eqx.field(converter=_positive("alpha"), default=2.0)
+    alpha: Any = eqx.field(converter=_real("alpha"), default=2.0)
 
     def _log_correlation(self, x: Array) -> Array:
         return -self.alpha * jnp.log1p(x**2 / (2 * self.alpha))
@@ -342,7 +341,9 @@ class DampedCosine(Covariance):
         0.3277
     """
 
-    frequency: Any = eqx.field(converter=_real, default=0.5)
+    frequency: Any = eqx.field(
+        converter=lambda x: jnp.asarray(finite_numbers(x, "frequency"), float), default=0.5
+    )
 
     def correlation(self, x: Array) -> Array:
         return jnp.exp(-0.5 * x**2) * jnp.cos(self.frequency * x)
@@ -401,6 +402,14 @@ class FromFunction(Covariance):
         return 1.0 - self.function(x) if self.one_minus is None else self.one_minus(x)
 
 
+def _check_positive(covariance: Covariance) -> None:
+    for field in ("scale", "dimension", "alpha"):
+        value = getattr(covariance, field, 1.0)
+        known = np.asarray(value) if is_known(value) else np.ones(())
+        if not ((known > 0) & np.isfinite(known)).all():
+            raise ValueError(f"{type(covariance).__name__}: `{field}` must be positive; got {value}.")
+
+
 def check_covariance(covariance: Any) -> None:
     """Refuse what has no crossings to count; looks only where values are known (not under ``jit``).
 
@@ -415,10 +424,8 @@ def check_covariance(covariance: Any) -> None:
     leaves = jax.tree.leaves(covariance)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
+    _check_positive(covariance)
     name = type(covariance).__name__
-    for field in ("scale", "dimension", "alpha"):
-        if not np.all(np.asarray(getattr(covariance, field, 1.0)) > 0):
-            raise ValueError(f"{name}: `{field}` must be positive; got {getattr(covariance, field)}.")
     at_zero = covariance.correlation(jnp.zeros(()))
     if isinstance(at_zero, jax.core.Tracer):  # the function closes over values that are not known yet
         return

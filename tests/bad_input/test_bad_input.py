@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -90,6 +92,45 @@ def test_the_other_arguments_are_right(name: str) -> None:
     """Else the input would be refused for a reason of its own."""
     with no_hang():
         CASES[name].call(**CASES[name].good)
+
+
+TRACED = {
+    "jump_process.free": "rates",
+    "jump_process.reversible": "exchange stationary",
+    "jump_process.arrhenius": "energy barrier",
+    "jump_process.driven_cycle": "energy affinity",
+    "jump_process.birth_death": "birth death",
+    "jump_process.flashing_ratchet": "potential switching diffusion",
+    "jump_process.normal": "y",
+    "hidden_markov.normal": "y",
+    "hidden_markov.stationary": "transition",
+    "maximum_caliber.averages": "tilt rate_matrix dwell",
+    "maximum_caliber.finite_time_free_energy": "duration",
+    "maximum_caliber.green_kubo": "rate_matrix dwell",
+    "maximum_caliber.maximum_entropy": "tilt features",
+    "maximum_caliber.long_run_averages": "average duration",
+    "fractional_sde.linear": "y hurst rate observation_noise",
+    "exceedance.slepian": "x noise mean_interval",
+    "distributions.HiddenMarkov": "initial transition",
+    "distributions.PanelJumpProcess": "rate_matrix initial",
+    "distributions.LinearGaussian": "transition observation_covariance",
+    "distributions.FractionalGaussianNoise": "hurst",
+    "distributions.NoisySigns": "hazard",
+    "distributions.CompetingLaws": "hazard change",
+    "distributions.LogLinearLaws": "weight frame",
+    "laws.one_of": "p",
+}
+"""Arguments that the caller's program may be compiled for."""
+
+
+@pytest.mark.parametrize(("name", "argument"), [(n, a) for n, names in TRACED.items() for a in names.split()])
+def test_of_a_traced_argument_nothing_is_asked_but_its_shape(name: str, argument: str) -> None:
+    case = CASES[name]
+
+    def call(value):
+        return [jnp.asarray(leaf) for leaf in jax.tree.leaves(case.call(**{**case.good, argument: value}))]
+
+    assert jax.eval_shape(call, jnp.asarray(case.good[argument], float))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
