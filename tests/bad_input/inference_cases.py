@@ -430,7 +430,7 @@ model_cases = [
             "seed": not_seed,
             "model": not_functions,
         },
-        examples=50,
+        examples=30,
         try_good=False,
     ),
     Case(
@@ -545,7 +545,7 @@ model_cases = [
             "chain_method": not_one_of("auto", "parallel", "sequential", "vectorized"),
             "shard": not_one_of("chains", "particles").filter(lambda value: value != "data"),
         },
-        examples=80,
+        examples=50,
         try_good=False,
     ),
     Case(
