@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = [
@@ -37,7 +38,8 @@ def is_known(value: Any) -> bool:
 
 
 def numbers(value: Any, name: str) -> Any:
-    """``value`` itself where it is traced or a JAX array; otherwise a NumPy array of numbers or booleans.
+    """``value`` itself where it is a JAX array; otherwise a NumPy array of numbers or booleans, or a JAX array of a list
+    with traced entries.
 
     Raises:
         ValueError: not numbers, or rows of different lengths.
@@ -47,8 +49,10 @@ def numbers(value: Any, name: str) -> Any:
         Traceback (most recent call last):
         ValueError: `rate` must be numbers, not 'fast'.
     """
-    if isinstance(value, jax.Array) or not is_known(value):
+    if isinstance(value, jax.Array):
         return value
+    if not is_known(value):
+        return jnp.asarray(value)
     try:
         array = np.asarray(value)
         kind: str = array.dtype.kind

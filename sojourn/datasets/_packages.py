@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sojourn._arguments import numbers
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -340,7 +342,7 @@ def _intervals(path: Path, dead_time: float | None) -> tuple[np.ndarray, np.ndar
     duration, opened, flags = data.intervals, data.open_mask, data.flags
     if dead_time is not None:
         longest = duration[data.usable_mask].max()
-        if not 0 < dead_time < longest:
+        if not 0 < numbers(dead_time, "dead_time") < longest:
             raise ValueError(
                 f"single_channel(): `dead_time` must be in seconds, above 0 and below the longest interval, "
                 f"{longest:.3g}; got {dead_time}."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sojourn._arguments import whole_number
 from sojourn.diagnostics._names import entry_name
 from sojourn.diagnostics._uniformity import envelope, evaluation_points, p_value
 
@@ -79,6 +80,7 @@ class Calibration:
             raise TypeError(
                 f"Calibration takes ranks as an xarray.Dataset, not a {type(self.ranks).__name__}."
             )
+        whole_number(self.num_draws, "num_draws")
         for name, array in self.ranks.data_vars.items():
             if "simulation" not in array.dims:
                 raise ValueError(f"The ranks of {name!r} have no dimension 'simulation', only {array.dims}.")

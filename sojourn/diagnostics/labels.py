@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sojourn._arguments import is_list, must_be
 from sojourn.diagnostics._arviz import group, require_posterior, with_groups
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def label_dims_present(posterior: xr.Dataset, label_dims: Sequence[str]) -> list
     """
     if isinstance(label_dims, str):
         raise TypeError(f"label_dims is a sequence of names, such as ({label_dims!r},), not a string.")
+    must_be(is_list(label_dims), "label_dims", "a list of names", label_dims)
     return [dim for dim in label_dims if posterior.sizes.get(dim, 0) >= 2]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import pathlib
 import webbrowser
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sojourn._arguments import is_list, must_be
 from sojourn.diagnostics import _arviz, _figures
 from sojourn.diagnostics._names import entry_name
 from sojourn.diagnostics._page import check_html, figure_html, page_html, table_html
@@ -19,8 +21,6 @@ from sojourn.diagnostics.check import check
 from sojourn.diagnostics.predictive import pit, plot_pit, predictive_variables
 
 if TYPE_CHECKING:
-    import os
-
     import xarray as xr
 
 MAX_PLOTTED = 24
@@ -108,15 +108,18 @@ def report(
         True
     """
     posterior = _arviz.require_posterior(fit, "report")
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"report(): the folder {path.parent} does not exist.")
+    must_be(isinstance(path, str | os.PathLike), "path", "a file name", path)
+    must_be(is_list(sections), "sections", "a list of Section(title, body)", sections)
+    must_be(var_names is None or is_list(var_names), "var_names", "a list of names", var_names)
     for section in sections:
         if not isinstance(section, Section):
             raise TypeError(f"report(): sections takes Section(title, body), not a {type(section).__name__}.")
     unknown = [name for name in var_names or () if name not in posterior.data_vars]
     if unknown:
         raise ValueError(f"report(): the posterior has no {unknown}; it has {list(posterior.data_vars)}.")
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"report(): the folder {path.parent} does not exist.")
     from matplotlib import rc_context
 
     attrs = _arviz.attributes(fit)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sojourn._arguments import must_be
+
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
@@ -36,6 +38,13 @@ def plot_states(states: xr.Dataset, observed: xr.DataArray, *, level: xr.DataArr
         >>> len(plot_states(states, xr.DataArray(np.arange(20.0), dims="time")).axes)
         2
     """
+    must_be(
+        hasattr(states, "data_vars") and "state_probability" in states,
+        "states",
+        "what hidden_markov.decode returns",
+        states,
+    )
+    must_be(hasattr(observed, "dims"), "observed", "an xarray.DataArray", observed)
     draws = states["state_probability"]
     if "series" in draws.dims or observed.ndim != 1:
         raise ValueError("plot_states draws one series: select it with .sel(series=...) first.")

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.ops import excursion, renewal
 from sojourn.ops.covariance import Covariance, batch_shape, check_covariance, flatten
 
@@ -59,7 +60,8 @@ class _Interval(dist.Distribution):
 
     def _check_options(self, num_steps: int, horizon: float, on_invalid: str) -> None:
         """Before anything is compiled."""
-        self.num_steps, self.horizon = num_steps, float(horizon)
+        self.num_steps = whole_number(num_steps, "num_steps", None)
+        self.horizon = float(numbers(horizon, "horizon"))
         name = type(self).__name__
         if on_invalid not in ("raise", "warn", "ignore"):
             raise ValueError(f"{name}: `on_invalid` must be 'raise', 'warn' or 'ignore'; got {on_invalid!r}.")
@@ -515,7 +517,7 @@ class LevelExcursionTime(_Interval):
         if side not in ("above", "below"):
             raise ValueError(f"LevelExcursionTime: `side` must be 'above' or 'below'; got {side!r}.")
         self.covariance = covariance
-        self.level = jnp.asarray(level, float)
+        self.level = jnp.asarray(numbers(level, "level"), float)
         # The number that was given: in a model that is being compiled the array is no longer known.
         if not isinstance(level, jax.core.Tracer) and not np.all(abs(np.asarray(level)) <= _HIGHEST_LEVEL):
             raise ValueError(

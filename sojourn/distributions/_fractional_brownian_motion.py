@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.distributions._missing import is_missing
 from sojourn.ops import fractional
 
@@ -183,11 +184,11 @@ class FractionalBrownianMotion(_GaussianSeries):
             )
         self.kind = kind
         # NumPy where known: inside jit, jnp.asarray would hide the values.
-        self.times = times if isinstance(times, jax.Array) else np.asarray(times, float)
+        self.times = times if isinstance(times, jax.Array) else np.asarray(numbers(times, "times"), float)
         _check_times(self.times, name)
         _check(name, "hurst", hurst, lambda x: (x > 0) & (x < 1), "above 0 and below 1")
-        _check(name, "scale", scale, lambda x: x > 0, "above 0")
-        _check(name, "noise", noise, lambda x: x >= 0, "0 or more")
+        _check(name, "scale", scale, lambda x: (x > 0) & np.isfinite(x), "above 0 and finite")
+        _check(name, "noise", noise, lambda x: (x >= 0) & np.isfinite(x), "0 or more, and finite")
         _check(name, "start", start, np.isfinite, "finite")
         self.hurst, self.scale, self.noise, self.start = (_floating(x) for x in (hurst, scale, noise, start))
         batch = jnp.broadcast_shapes(*(jnp.shape(x) for x in (hurst, scale, noise, start)))
@@ -287,12 +288,13 @@ class FractionalGaussianNoise(_GaussianSeries):
         validate_args: bool | None = None,
     ):
         name = "FractionalGaussianNoise"
+        num_steps = whole_number(num_steps, "num_steps", None)
         if num_steps < 1:
             raise ValueError(f"{name}: `num_steps` is {num_steps}; a series needs one step at least.")
         self.num_steps = int(num_steps)
         _check(name, "hurst", hurst, lambda x: (x > 0) & (x < 1), "above 0 and below 1")
         _check(name, "loc", loc, np.isfinite, "finite")
-        _check(name, "scale", scale, lambda x: x > 0, "above 0")
+        _check(name, "scale", scale, lambda x: (x > 0) & np.isfinite(x), "above 0 and finite")
         self.hurst, self.loc, self.scale = (_floating(x) for x in (hurst, loc, scale))
         batch = jnp.broadcast_shapes(*(jnp.shape(x) for x in (hurst, loc, scale)))
         super().__init__(batch, (self.num_steps,), validate_args=validate_args)
@@ -333,7 +335,7 @@ def _floating(x: ArrayLike) -> Array:
 def _check(name: str, argument: str, value: ArrayLike, holds: Any, demand: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
-    known = np.asarray(value, float)
+    known = np.asarray(numbers(value, argument), float)
     wrong = known[~holds(known)]
     if wrong.size:
         raise ValueError(f"{name}: `{argument}` is {wrong.flat[0]:.6g}; it must be {demand}.")

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.distributions._missing import log_prob_observed, series_support
 from sojourn.ops import hidden_markov as ops
 from sojourn.ops.hidden_markov import _draw
@@ -91,11 +92,17 @@ class HiddenMarkov(dist.Distribution):
         vjp: bool = True,
         validate_args: bool | None = None,
     ):
-        self.initial = jnp.asarray(initial)
-        self.transition = jnp.asarray(transition)
-        self.emission: Any = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
-        self._mask = None if mask is None else jnp.asarray(mask, bool)
-        self._lengths = None if lengths is None else jnp.asarray(lengths)
+        self.initial = jnp.asarray(numbers(initial, "initial"))
+        self.transition = jnp.asarray(numbers(transition, "transition"))
+        given = (
+            emission
+            if isinstance(emission, dist.Distribution)
+            else jnp.asarray(numbers(emission, "emission"))
+        )
+        self.emission: Any = given
+        self._mask = None if mask is None else jnp.asarray(numbers(mask, "mask"), bool)
+        self._lengths = None if lengths is None else jnp.asarray(numbers(lengths, "lengths"))
+        num_steps = None if num_steps is None else whole_number(num_steps, "num_steps", None)
         self.log_space = log_space
         self.vjp = vjp
         self.num_steps = self._read_num_steps(num_steps)
@@ -124,6 +131,8 @@ class HiddenMarkov(dist.Distribution):
         return self.emission.shape if self._is_raw else self.emission.batch_shape
 
     def _read_num_steps(self, num_steps: int | None) -> int:
+        if self.initial.ndim < 1:
+            raise ValueError("`initial` must be (..., K), a probability for each state, not one number.")
         states = self.num_states
         if self.transition.ndim < 2 or self.transition.shape[-2:] != (states, states):
             raise ValueError(

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import is_known, must_be, numbers, positive_numbers, shown
 from sojourn.ops import law_race
 
 __all__ = ["CompetingLaws", "LawRows", "LogLinearLaws"]
@@ -51,6 +52,26 @@ class LawRows(NamedTuple):
     def num_rows(self) -> int:
         """U."""
         return self.law.shape[0]
+
+
+def _check_rows(rows: Any, noise: Any) -> None:
+    must_be(isinstance(rows, LawRows), "rows", "LawRows", rows)
+    positive_numbers(noise, "noise")
+    if is_known(noise) and not np.asarray(noise) < 1:
+        raise ValueError(f"`noise` must be a probability above 0 and below 1, not {shown(noise)}.")
+
+
+def _vector(values: ArrayLike, name: str, low: float = -np.inf, high: float = np.inf) -> Any:
+    """One number for each law, or for each attribute."""
+    values = numbers(values, name)
+    if np.ndim(values) != 1:
+        raise ValueError(f"`{name}` has shape {np.shape(values)}; it must be a vector.")
+    if is_known(values):
+        known = np.asarray(values)
+        bad = known[~((known >= low) & (known <= high))]
+        if bad.size:
+            raise ValueError(f"`{name}` must lie between {low:g} and {high:g}; it holds {bad[0]:g}.")
+    return values
 
 
 class _Pooled(dist.Distribution):
@@ -141,8 +162,9 @@ class CompetingLaws(_Pooled):
         noise: float = 1e-3,
         validate_args: bool | None = None,
     ):
-        self.hazard = jnp.asarray(hazard)
-        self.change = jnp.asarray(change)
+        _check_rows(rows, noise)
+        self.hazard = jnp.asarray(_vector(hazard, "hazard", 0.0))
+        self.change = jnp.asarray(_vector(change, "change", 0.0, 1.0))
         self.noise = noise
         self._begin(rows, probs, validate_args)
 
@@ -259,10 +281,13 @@ class LogLinearLaws(_Pooled):
         boost: float | None = None,
         validate_args: bool | None = None,
     ):
+        _check_rows(rows, noise)
+        if boost is not None:
+            boost = positive_numbers(boost, "boost")
         if np.shape(rows.attribute)[-1] > 1:
             raise ValueError("LogLinearLaws pools each cell alone; its rows have several cells.")
-        self.weight = jnp.asarray(weight)
-        self.frame = jnp.asarray(frame)
+        self.weight = jnp.asarray(_vector(weight, "weight"))
+        self.frame = jnp.asarray(_vector(frame, "frame"))
         self.noise = noise
         self.boost = boost
         self._begin(rows, probs, validate_args)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.distributions._missing import series_support
 from sojourn.ops import kalman
 
@@ -95,15 +96,17 @@ class LinearGaussian(dist.Distribution):
         steps: Any = None,
         validate_args: bool | None = None,
     ):
-        self.initial_mean = _floating(initial_mean)
-        self.initial_covariance = _floating(initial_covariance)
-        self.transition = _floating(transition)
-        self.transition_covariance = _floating(transition_covariance)
-        self.observation = _floating(observation)
-        self.observation_covariance = _floating(observation_covariance)
-        self.offset = None if offset is None else _floating(offset)
+        self.initial_mean = _floating(initial_mean, "initial_mean")
+        self.initial_covariance = _floating(initial_covariance, "initial_covariance")
+        self.transition = _floating(transition, "transition")
+        self.transition_covariance = _floating(transition_covariance, "transition_covariance")
+        self.observation = _floating(observation, "observation")
+        self.observation_covariance = _floating(observation_covariance, "observation_covariance")
+        self.offset = None if offset is None else _floating(offset, "offset")
+        if self.observation.ndim == 0:
+            raise ValueError("`observation` must be (d,), or (..., p, d): what of the state is observed.")
         self.single = self.observation.ndim == 1
-        self.num_steps = int(num_steps)
+        self.num_steps = whole_number(num_steps, "num_steps", None)
         self.steps = _read_steps(steps, self.num_steps)
         batch = self._check_shapes()
         event = (self.num_observed,) if self.single else (self.num_observed, self.observation.shape[-2])
@@ -158,7 +161,7 @@ class LinearGaussian(dist.Distribution):
 
     def _on_grid(self, value: ArrayLike) -> Array:
         """``(..., N, P)`` with NaN at the steps that are not observed."""
-        value = _floating(value)
+        value = _floating(value, "value")
         n = len(self.event_shape)
         if value.shape[value.ndim - n :] != self.event_shape:
             raise ValueError(f"The series has shape {value.shape}; its last axes must be {self.event_shape}.")
@@ -291,8 +294,8 @@ class LinearGaussian(dist.Distribution):
         return variance[..., 0] if self.single else variance
 
 
-def _floating(x: ArrayLike) -> Array:
-    return jnp.asarray(x, jnp.result_type(float))
+def _floating(x: ArrayLike, name: str) -> Array:
+    return jnp.asarray(numbers(x, name), jnp.result_type(float))
 
 
 def _read_steps(steps: Any, num_steps: int) -> tuple[int, ...] | None:
@@ -300,7 +303,7 @@ def _read_steps(steps: Any, num_steps: int) -> tuple[int, ...] | None:
         raise ValueError(f"`num_steps` must be positive, not {num_steps}.")
     if steps is None:
         return None
-    steps = tuple(int(s) for s in steps)
+    steps = tuple(np.asarray(numbers(steps, "steps")).ravel().astype(int).tolist())
     if not steps or steps[0] < 0 or steps[-1] >= num_steps or any(np.diff(steps) < 1):
         raise ValueError(
             f"`steps` must increase from 0 or more to at most {num_steps - 1}, one for each observation; got "

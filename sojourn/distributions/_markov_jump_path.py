@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, positive_numbers, shown, whole_number
 from sojourn.distributions._hidden_markov import _concrete, _draw
 from sojourn.ops import jump_path
 from sojourn.ops.hidden_markov import _log
@@ -74,9 +75,9 @@ class MarkovJumpPath(dist.Distribution):
         max_jumps: int | None = None,
         validate_args: bool | None = None,
     ):
-        self.rate_matrix = jnp.asarray(rate_matrix)
-        self.initial = jnp.asarray(initial)
-        self.duration = jnp.asarray(duration)
+        self.rate_matrix = jnp.asarray(numbers(rate_matrix, "rate_matrix"))
+        self.initial = jnp.asarray(numbers(initial, "initial"))
+        self.duration = jnp.asarray(numbers(duration, "duration"))
         states = self.rate_matrix.shape[-1]
         if (
             self.rate_matrix.ndim < 2
@@ -87,7 +88,7 @@ class MarkovJumpPath(dist.Distribution):
                 f"`rate_matrix` {self.rate_matrix.shape} and `initial` {self.initial.shape} must be (..., K, K) and "
                 "(..., K)."
             )
-        self.max_jumps = self._room() if max_jumps is None else int(max_jumps)
+        self.max_jumps = self._room() if max_jumps is None else whole_number(max_jumps, "max_jumps", 0)
         batch = jnp.broadcast_shapes(
             self.rate_matrix.shape[:-2], self.initial.shape[:-1], self.duration.shape
         )
@@ -95,8 +96,11 @@ class MarkovJumpPath(dist.Distribution):
 
     def _room(self) -> int:
         rates, duration = _concrete(self.rate_matrix), _concrete(self.duration)
+        if rates is not None:
+            check_rate_matrix(rates)
         if rates is None or duration is None:
             raise ValueError("`max_jumps` is needed: with traced rates nobody knows how long a path can get.")
+        _check_duration(duration)
         return most_events(float(np.asarray(exit_rates(rates)).max() * duration.max()), 1e-6) + 1
 
     @property
@@ -109,11 +113,9 @@ class MarkovJumpPath(dist.Distribution):
         if strict and any(_concrete(x) is None for x in (self.rate_matrix, self.initial, self.duration)):
             raise RuntimeError("Cannot validate arguments inside jitted code.")
         check_rate_matrix(self.rate_matrix)
-        duration = _concrete(self.duration)
-        if duration is not None and not (np.isfinite(duration).all() and (duration > 0).all()):
-            raise ValueError("`duration` must be positive and finite.")
+        _check_duration(_concrete(self.duration))
         initial = _concrete(self.initial)
-        if initial is not None and ((initial < 0).any() or (np.abs(initial.sum(-1) - 1) > 1e-4).any()):
+        if initial is not None and (not (initial >= 0).all() or (np.abs(initial.sum(-1) - 1) > 1e-4).any()):
             raise ValueError("`initial` must hold probabilities that sum to one.")
 
     @constraints.dependent_property
@@ -162,6 +164,11 @@ def _weighted_log(weights: Array, probs: Array, axes: tuple[int, ...]) -> Array:
     return jnp.where(weights > 0, weights * _log(probs), 0.0).sum(axes)
 
 
+def _check_duration(duration: np.ndarray | None) -> None:
+    if duration is not None and not (np.isfinite(duration).all() and (duration > 0).all()):
+        raise ValueError("`duration` must be positive and finite.")
+
+
 def stack_paths(
     entry_times: Sequence[ArrayLike], states: Sequence[ArrayLike], durations: ArrayLike
 ) -> np.ndarray:
@@ -183,18 +190,24 @@ def stack_paths(
         >>> stack_paths([[0.0, 1.5], [0.0]], [[0, 1], [1]], [4.0, 2.0]).tolist()
         [[[0.0, 0.0], [1.5, 1.0]], [[0.0, 1.0], [2.0, 1.0]]]
     """
-    ends = np.asarray(durations, float)
-    if not len(entry_times) == len(states) == len(ends) or not len(ends):
+    ends = np.asarray(positive_numbers(durations, "durations"), float)
+    for name, given in (("entry_times", entry_times), ("states", states)):
+        if isinstance(given, str | Mapping) or not isinstance(given, Sequence | np.ndarray):
+            raise ValueError(f"`{name}` must be a list with one entry for each path, not {shown(given)}.")
+    if ends.ndim != 1:
+        raise ValueError(f"`durations` has shape {ends.shape}; it must be (N,), one for each path.")
+    entries = [np.atleast_1d(np.asarray(numbers(t, "entry_times"), float)) for t in entry_times]
+    entered = [np.atleast_1d(np.asarray(numbers(path, "states"))) for path in states]
+    if not len(entries) == len(entered) == len(ends) or not len(ends):
         raise ValueError("`entry_times`, `states` and `durations` need one entry for each path.")
-    width = max(len(np.atleast_1d(t)) for t in entry_times)
+    width = max(len(times) for times in entries)
     stacked = np.empty((len(ends), width, 2))
-    for n, (times, path, end) in enumerate(zip(entry_times, states, ends, strict=True)):
-        times, path = np.atleast_1d(np.asarray(times, float)), np.atleast_1d(np.asarray(path))
+    for n, (times, path, end) in enumerate(zip(entries, entered, ends, strict=True)):
         if len(times) != len(path) or not len(times):
             raise ValueError(
                 f"Path {n} has {len(times)} times and {len(path)} states; it needs one of each an entry."
             )
-        if times[0] != 0.0 or (np.diff(times) < 0).any() or times[-1] > end:
+        if times[0] != 0.0 or not (np.diff(times) >= 0).all() or not times[-1] <= end:
             raise ValueError(
                 f"Path {n} must begin at time zero and run on to its duration {end:g} without a step back."
             )

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.distributions._hidden_markov import _batched, _concrete
 from sojourn.distributions._missing import is_missing, series_support
 from sojourn.ops import switching_renewal as ops
@@ -81,6 +82,9 @@ class NoisySigns(dist.Distribution):
         mask: ArrayLike | None = None,
         validate_args: bool | None = None,
     ):
+        hazard, flip = numbers(hazard, "hazard"), numbers(flip, "flip")
+        mask = None if mask is None else numbers(mask, "mask")
+        num_steps = whole_number(num_steps, "num_steps", None)
         hazard, flip = (x.astype(jnp.result_type(float, x)) for x in map(jnp.asarray, (hazard, flip)))
         if hazard.ndim < 1 or hazard.shape[-1] < 1 or (hazard.ndim > 1 and hazard.shape[-2] != 2):
             raise ValueError(

@@ -10,6 +10,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import whole_number
+
 __all__ = ["Ordered"]
 
 
@@ -43,6 +45,7 @@ class Ordered(dist.Distribution):
     def __init__(self, base: dist.Distribution, size: int, *, validate_args: bool | None = None):
         if not isinstance(base, dist.Distribution) or base.event_shape != () or base.support.is_discrete:
             raise ValueError("`base` of Ordered must be a continuous univariate distribution.")
+        size = whole_number(size, "size", None)
         if size < 1:
             raise ValueError(f"`size` of Ordered must be at least one, not {size}.")
         self.base = base

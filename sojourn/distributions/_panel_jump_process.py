@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import must_be, numbers
 from sojourn.distributions._hidden_markov import HiddenMarkov, _concrete, _draw
 from sojourn.distributions._missing import is_missing, log_prob_observed, series_support
 from sojourn.distributions._panel_times import (
@@ -54,8 +55,11 @@ class _JumpProcess(dist.Distribution):
     def _read(
         self, rate_matrix, initial, times, lengths, mask, obstype, group, max_rate, method, vjp
     ) -> None:
-        self.rate_matrix = jnp.asarray(rate_matrix)
-        self.initial = jnp.asarray(initial)
+        self.rate_matrix = jnp.asarray(numbers(rate_matrix, "rate_matrix"))
+        self.initial = jnp.asarray(numbers(initial, "initial"))
+        mask = None if mask is None else numbers(mask, "mask")
+        if max_rate is not None:
+            numbers(max_rate, "max_rate")
         if self.rate_matrix.ndim not in (2, 3) or self.rate_matrix.shape[-1] != self.rate_matrix.shape[-2]:
             raise ValueError(
                 f"`rate_matrix` has shape {self.rate_matrix.shape}; it must be (K, K), or (G, K, K) with `group`."
@@ -119,7 +123,7 @@ class _JumpProcess(dist.Distribution):
         check_rate_matrix(self.rate_matrix)
         initial = _concrete(self.initial)
         if initial is not None and (
-            (initial < 0).any() or (np.abs(initial.sum(-1) - 1) > _ROW_TOLERANCE).any()
+            not (initial >= 0).all() or (np.abs(initial.sum(-1) - 1) > _ROW_TOLERANCE).any()
         ):
             raise ValueError("`initial` must hold probabilities that sum to one.")
         rates = _concrete(self.rate_matrix)
@@ -368,7 +372,8 @@ class HiddenJumpProcess(_JumpProcess):
     ):
         self._read(rate_matrix, initial, times, lengths, mask, obstype, group, max_rate, method, vjp)
         self.emission: Any
-        self.emission = emission if isinstance(emission, dist.Distribution) else jnp.asarray(emission)
+        is_law = isinstance(emission, dist.Distribution)
+        self.emission = emission if is_law else jnp.asarray(numbers(emission, "emission"))
         batch = self.emission.shape if self._is_raw else self.emission.batch_shape
         if batch[-1:] != (self.num_states,):
             raise ValueError(
@@ -507,6 +512,12 @@ class PanelJumpProcess(_JumpProcess):
         validate_args: bool | None = None,
     ):
         self._read(rate_matrix, initial, times, lengths, mask, obstype, group, max_rate, method, vjp)
+        must_be(
+            censored is None or isinstance(censored, Mapping),
+            "censored",
+            "a mapping of codes to states, such as {99: [0, 1]}",
+            censored,
+        )
         self.censored = tuple(sorted((int(c), tuple(map(int, s))) for c, s in (censored or {}).items()))
         for code, allowed in self.censored:
             if code < self.num_states:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers
 from sojourn.ops.rate_matrix import exit_rates, off_diagonal
 from sojourn.ops.transition_probability import Method, Plan, plan, transition_probabilities
 
@@ -58,7 +59,8 @@ def read_times(times: ArrayLike, lengths: ArrayLike | None) -> tuple[np.ndarray,
             "`times` must be known when the model is compiled: pass them as they are, not as an argument of a jitted "
             "function."
         )
-    times = np.asarray(times)
+    times = np.asarray(numbers(times, "times"))
+    lengths = None if lengths is None else numbers(lengths, "lengths")
     if times.ndim not in (1, 2):
         raise ValueError(f"`times` has shape {times.shape}; a series needs (L,), several need (N, L).")
     precision = np.finfo(times.dtype if np.issubdtype(times.dtype, np.floating) else float).eps

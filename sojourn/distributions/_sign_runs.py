@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from sojourn._arguments import numbers
 from sojourn.distributions._excursion_time import _Interval, _log, _uniform
 from sojourn.ops import renewal
 
@@ -63,7 +64,7 @@ class SignRuns(dist.Distribution):
                 f"SignRuns: `law` must be an ExcursionTime or a LevelExcursionTime; got {type(law).__name__}."
             )
         self.law = law
-        self.step = jnp.asarray(step, law._grid.step.dtype)
+        self.step = jnp.asarray(numbers(step, "step"), law._grid.step.dtype)
         if self.step.ndim:
             raise ValueError(f"SignRuns: `step` is one number, the time between readings; got {step}.")
         if not isinstance(self.step, jax.core.Tracer) and not self.step > 0:

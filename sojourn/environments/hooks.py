@@ -29,7 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from sojourn.environments.transitions import Environment, State, Transitions, stack
+from sojourn._arguments import is_list, must_be, whole_number
+from sojourn.environments.transitions import (
+    Environment,
+    State,
+    Transitions,
+    check_environment,
+    check_transitions,
+    stack,
+)
 
 __all__ = [
     "cyclic_drift",
@@ -51,6 +59,7 @@ class _Hook:
     """An environment around another. ``memory`` holds what it and those inside add to a first state."""
 
     def __init__(self, environment: Environment, **memory: int) -> None:
+        check_environment(environment)
         self.environment = environment
         self.num_actions = environment.num_actions
         self.memory: dict[str, int] = {**_memory(environment), **memory}
@@ -110,6 +119,7 @@ class _StickyAction(_Hook):
 class _RandomEvent(_Hook):
     def __init__(self, environment: Environment, event: Event, probability: float) -> None:
         super().__init__(environment)
+        must_be(callable(event), "event", "a function of a generator, a state and the next state", event)
         self.event = event
         self.probability = _checked(probability, "random_event")
 
@@ -121,6 +131,8 @@ class _RandomEvent(_Hook):
 class _Drift(_Hook):
     def __init__(self, concepts: tuple[Environment, Environment], which: Callable[[int], int]) -> None:
         first, second = concepts
+        check_environment(first)
+        check_environment(second, "other")
         if first.num_actions != second.num_actions:
             raise ValueError(
                 f"The first concept has {first.num_actions} actions and the second {second.num_actions}: "
@@ -251,6 +263,7 @@ def sudden_drift(environment: Environment, other: Environment, at: int) -> Envir
         >>> (seen.states["weather"] != seen.next_states["weather"]).astype(int)
         array([0, 0, 0, 1, 1, 1])
     """
+    at = whole_number(at, "at", None)
     if at < 1:
         raise ValueError(f"at is {at}: the first step of the second concept has a number from 1 on.")
     return _Drift((environment, other), lambda step: int(step >= at))
@@ -279,6 +292,7 @@ def cyclic_drift(environment: Environment, other: Environment, every: int) -> En
         >>> (seen.states["weather"] != seen.next_states["weather"]).astype(int)
         array([0, 0, 0, 1, 1, 1, 0, 0, 0])
     """
+    every = whole_number(every, "every", None)
     if every < 1:
         raise ValueError(f"every is {every}: a concept lasts at least 1 step.")
     return _Drift((environment, other), lambda step: (step - 1) // every % 2)
@@ -316,6 +330,13 @@ def hide(
         >>> float((seen.states["energy"] == -1).mean()), int((seen.states["health"] == -1).sum())
         (0.473, 0)
     """
+    check_transitions(transitions)
+    must_be(
+        attributes is None or isinstance(attributes, str) or is_list(attributes),
+        "attributes",
+        "names of attributes",
+        attributes,
+    )
     _checked(probability, "hide")
     before, after = _copied(transitions.states), _copied(transitions.next_states)
     places = {name: (within, key) for name, within, key in _leaves(before)}
@@ -335,7 +356,7 @@ def hide(
                 )
     twins = {name: (within, key) for name, within, key in _leaves(after)}
     joined = _joined(transitions)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     for name in chosen:
         within, key = places[name]
         values = within[key]
@@ -376,6 +397,9 @@ def represented(transitions: Transitions, encode: Callable[[State], State]) -> T
         (['cell'], (100,))
     """
 
+    check_transitions(transitions)
+    must_be(callable(encode), "encode", "a function of one state", encode)
+
     def recoded(state: State) -> State:
         seen = encode(state)
         if not isinstance(seen, Mapping):
@@ -393,7 +417,7 @@ def represented(transitions: Transitions, encode: Callable[[State], State]) -> T
 
 
 def _checked(probability: float, where: str) -> float:
-    if not 0 <= probability <= 1:
+    if not (isinstance(probability, int | float | np.number) and 0 <= probability <= 1):
         raise ValueError(f"probability of {where} is {probability}: give one from 0 to 1.")
     return float(probability)
 

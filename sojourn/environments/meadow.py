@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sojourn.environments.transitions import State, Transitions
+from sojourn._arguments import whole_number
+from sojourn.environments.transitions import State, Transitions, check_transitions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +126,7 @@ class Meadow:
     def __post_init__(self) -> None:
         for rate in fields(self):
             value = getattr(self, rate.name)
-            if not 0 <= value <= 1:
+            if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
                 raise ValueError(f"{rate.name} of the meadow is {value}: give a probability, from 0 to 1.")
 
     def reset(self, rng: np.random.Generator) -> State:
@@ -259,7 +260,8 @@ def mutants(transitions: Transitions, seed: int = 0) -> list[dict[str, Any]]:
         >>> Meadow().log_prob(seen._replace(next_states=mutants(seen)[0]))
         array([-inf, -inf, -inf, -inf, -inf])
     """
-    rng = np.random.default_rng(seed)
+    check_transitions(transitions)
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     state, true = transitions.states, transitions.next_states
 
     def far(pos: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sojourn._arguments import is_list, must_be, whole_number
+
 __all__ = ["Environment", "Policy", "State", "Transitions", "record", "stack"]
 
 State = Mapping[str, Any]
@@ -58,6 +60,18 @@ def _map(state: State, which: Any) -> dict[str, Any]:
     }
 
 
+def check_environment(environment: Any, name: str = "environment") -> None:
+    """Refuse what is no world."""
+    whole = all(hasattr(environment, method) for method in ("num_actions", "reset", "step"))
+    must_be(whole, name, "a world, with `num_actions`, `reset` and `step`", environment)
+
+
+def check_transitions(transitions: Any) -> None:
+    """Refuse what was not recorded."""
+    whole = hasattr(transitions, "states") and hasattr(transitions, "next_states")
+    must_be(whole, "transitions", "Transitions, as `record` makes them", transitions)
+
+
 def stack(states: Sequence[State]) -> dict[str, Any]:
     """States one after another as one state of arrays with a leading axis.
 
@@ -66,6 +80,11 @@ def stack(states: Sequence[State]) -> dict[str, Any]:
         >>> stack([{"health": 3, "cow": {"pos": [[0, 1]]}}, {"health": 2, "cow": {"pos": [[0, 2]]}}])["cow"]["pos"].shape
         (2, 1, 2)
     """
+    must_be(is_list(states) and len(states) > 0, "states", "a list of states, at least one", states)
+    for state in states:
+        must_be(isinstance(state, Mapping), "states", "a list of mappings from names to arrays", state)
+        if set(state) != set(states[0]):
+            raise ValueError(f"The states to stack differ: {sorted(states[0])} and {sorted(state)}.")
     first = states[0]
     return {
         name: stack([state[name] for state in states])
@@ -98,9 +117,11 @@ def record(
         >>> seen.num_transitions, seen.states["beast"]["pos"].shape
         (100, (100, 2, 2))
     """
-    if num_transitions < 1:
-        raise ValueError(f"num_transitions is {num_transitions}: record at least one transition.")
-    rng = np.random.default_rng(seed)
+    check_environment(environment)
+    num_transitions = whole_number(num_transitions, "num_transitions")
+    horizon = whole_number(horizon, "horizon")
+    must_be(policy is None or callable(policy), "policy", "a function of a generator and a state", policy)
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     states, actions, next_states = [], [], []
     state = environment.reset(rng)
     for step in range(num_transitions):

@@ -12,7 +12,14 @@ from numpyro.infer import NUTS
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, Gibbs
 from numpyro.infer.mcmc import MCMCKernel
 
-from sojourn._contract import is_path_form, marginal_form, observed_sites, series_law, trace_model
+from sojourn._contract import (
+    check_function,
+    is_path_form,
+    marginal_form,
+    observed_sites,
+    series_law,
+    trace_model,
+)
 from sojourn.inference._gibbs_state import HMC_STATS, GibbsStateWithStats
 from sojourn.inference._initial import init_to_hint
 
@@ -48,6 +55,7 @@ class BlockedGibbs(Gibbs):
     _state_cls = GibbsStateWithStats
 
     def __init__(self, model: Callable[..., Any], **nuts: Any):
+        check_function(model)
         settings = {"init_strategy": init_to_hint(), **nuts}
         path = _PathBlock(model)
         super().__init__([(path, _path_sites), (NUTS(model, **settings), None)])

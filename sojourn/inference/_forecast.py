@@ -23,8 +23,10 @@ from sojourn.inference._particle_filter import (
     _check_supports,
     _parameters,
     _unobserve,
+    check_guides,
     check_options,
     explain_weights,
+    parameter_shapes,
 )
 from sojourn.inference._predictive import Evaluation, evaluate, site_log_prob
 from sojourn.inference._read import ScanModel, read_scan
@@ -40,7 +42,7 @@ __all__ = ["forecaster", "one_step_ahead"]
 METHODS = ("auto", "exact", "particles")
 
 _EvaluateAt = Callable[
-    [Callable[[tuple[str, ...]], dict[str, Array]], int, Array],
+    [Callable[[tuple[str, ...], Callable[[], Mapping[str, tuple[int, ...]]]], dict[str, Array]], int, Array],
     tuple[dict[str, Site], dict[str, np.ndarray], Evaluation],
 ]
 """``(draws of the parameters with these names, their number, key) -> trace, draws, evaluation``."""
@@ -176,6 +178,7 @@ def forecaster(
         **guides: ``guide``, ``initial_guide`` and ``twist``.
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(**guides)
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
     bare_args = tuple(labels.bare(a) for a in args)
@@ -206,7 +209,9 @@ def forecaster(
                 "one_step_ahead() runs at given parameters: pass `fit`, a fit of the model, or `parameters`."
             )
         trace, draws, evaluation = evaluate_at(
-            lambda names: _drawn(names, fit, parameters, num_draws), num_draws, random.key(seed)
+            lambda names, shapes: _drawn(names, fit, parameters, num_draws, shapes),
+            num_draws,
+            random.key(seed),
         )
         observed = observed_sites(trace)
         shapes = {n: v.shape[2:] for n, v in draws.items()}
@@ -234,10 +239,14 @@ def _time_axis(site: Site) -> int:
 
 
 def _drawn(
-    names: tuple[str, ...], fit: Any, parameters: Mapping[str, Any] | None, num_draws: int
+    names: tuple[str, ...],
+    fit: Any,
+    parameters: Mapping[str, Any] | None,
+    num_draws: int,
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]],
 ) -> dict[str, Array]:
     """Values of the parameters with a leading axis of draws, few draws several times."""
-    values = _parameters(names, parameters, fit, num_draws)
+    values = _parameters(names, parameters, fit, num_draws, shapes)
     if not values:
         return {}
     times = max(1, num_draws // len(next(iter(values.values()))))
@@ -294,8 +303,11 @@ def _exactly(
     check_data(trace)
     kept = _only(trace, observed)
 
+    def shapes():
+        return {n: np.shape(s["value"]) for n, s in latents.items()}
+
     def evaluate_at(drawn, num_draws, key):
-        values = {n: np.asarray(v)[None] for n, v in drawn(tuple(latents)).items()}
+        values = {n: np.asarray(v)[None] for n, v in drawn(tuple(latents), shapes).items()}
         # Where there are no parameters, an entry that no site takes tells the number of draws.
         evaluation = evaluate(model, args, kwargs, values or {"": np.zeros((1, num_draws))}, key)
         if not evaluation.log_likelihood:
@@ -369,7 +381,7 @@ def _by_particles(
     found: list[tuple[dict[str, Site], Callable[..., Any]]] = []
 
     def evaluate_at(drawn, num_draws, key):
-        values = drawn(structure.global_sites)
+        values = drawn(structure.global_sites, lambda: parameter_shapes(read))
         if not found:  # what it takes to know the shapes of the sites
             one = {n: v[0] for n, v in values.items()}
             trace = trace_model(read.model, read.args, read.kwargs, key=random.key(0), values=one)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import init_to_value
@@ -15,7 +16,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
 
-from sojourn._contract import Site, trace_model
+from sojourn._arguments import numbers
+from sojourn._contract import Site, check_function, trace_model
 from sojourn.inference._check_gradient import check_model_gradient
 from sojourn.inference._check_model import check_gradient_engine, check_latents, check_takes_all
 from sojourn.inference._initial import init_to_hint
@@ -56,6 +58,7 @@ class GradientKernel(MCMCKernel):
     """Whether ``init_params`` are values of the sites themselves, as ``Gibbs`` hands them to its blocks."""
 
     def __init__(self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None):
+        check_function(model)
         self._model = model
         self._init_strategy = init_to_hint() if init_strategy is None else init_strategy
         self._num_warmup = 0
@@ -164,6 +167,6 @@ def whitened(
 
 def check_number(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Refuse a setting that does not lie strictly between two numbers."""
-    if not low < value < high:
+    if np.ndim(numbers(value, name)) or not low < value < high:
         span = f"above {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ValueError(f"`{name}` must be {span}, not {value!r}.")

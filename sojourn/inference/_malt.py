@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.infer.hmc_util import HMCAdaptState, warmup_adapter
 
+from sojourn._arguments import whole_number
 from sojourn.inference._gradient_kernel import GradientKernel, Position, Potential, check_number, whitened
 from sojourn.ops.langevin import LangevinPoint, baoab_trajectory
 
@@ -102,7 +103,7 @@ class MALT(GradientKernel):
         check_number("trajectory_length", trajectory_length, 0.0)
         check_number("target_accept_prob", target_accept_prob, 0.0, 1.0)
         check_number("step_size", step_size, 0.0)
-        check_number("max_num_steps", max_num_steps, 0)
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         self.friction = friction
         self.trajectory_length = trajectory_length
         self.target_accept_prob = target_accept_prob

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sojourn._arguments import whole_number
 from sojourn._contract import Site
 from sojourn.inference._gradient_kernel import GradientKernel, Position, Potential, check_number
 
@@ -134,9 +135,9 @@ class MCLMC(_Microcanonical):
     ):
         super().__init__(model, init_strategy)
         check_number("energy_variance", energy_variance, 0.0)
-        check_number("max_num_steps", max_num_steps, 0)
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         if tuning_steps is not None:
-            check_number("tuning_steps", tuning_steps, 99)
+            check_number("tuning_steps", whole_number(tuning_steps, "tuning_steps", None), 99)
         self.energy_variance = energy_variance
         self.tuning_steps = tuning_steps
         self.diagonal_preconditioning = diagonal_preconditioning
@@ -264,7 +265,7 @@ class AdjustedMCLMC(_Microcanonical):
         check_number("target_accept_prob", target_accept_prob, 0.0, 1.0)
         check_number("num_integration_steps", num_integration_steps, 1.1)
         if tuning_steps is not None:
-            check_number("tuning_steps", tuning_steps, 99)
+            check_number("tuning_steps", whole_number(tuning_steps, "tuning_steps", None), 99)
         self.target_accept_prob = target_accept_prob
         self.num_integration_steps = num_integration_steps
         self.tuning_steps = tuning_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ from jax import Array, lax, random
 from numpyro import handlers
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit
 
+from sojourn._arguments import finite_numbers, must_be, numbers, shown, whole_number
 from sojourn._contract import observed_sites, trace_model
 from sojourn.inference import _labels as labels
 from sojourn.inference._check_model import check_data
@@ -120,12 +121,21 @@ def particle_filter(
         (('time',), ('sample', 'horizon'))
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(guide=guide, initial_guide=initial_guide, twist=twist)
+    num_draws, seed = whole_number(num_draws, "num_draws"), whole_number(seed, "seed", None)
+    if horizon is not None:
+        horizon = whole_number(horizon, "horizon", 0)
+    wanted = np.asarray(numbers(quantiles, "quantiles"))
+    if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ValueError(
+            f"`quantiles` must be probabilities, such as (0.05, 0.5, 0.95), not {shown(quantiles)}."
+        )
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {n: labels.bare(v) for n, v in kwargs.items()}
     key_trace, key = random.split(random.key(seed))
     read = read_scan(model, *bare_args, scan=scan, **bare_kwargs)
     structure = read.structure
-    values = _parameters(structure.global_sites, parameters, fit, num_draws)
+    values = _parameters(structure.global_sites, parameters, fit, num_draws, lambda: parameter_shapes(read))
     one = {n: v[0] for n, v in values.items()}
     trace = trace_model(read.model, bare_args, bare_kwargs, key=key_trace, values=one)
     _check_supports(trace)
@@ -207,10 +217,15 @@ def check_options(num_particles: int, resampling: str, ess_threshold: float | No
         raise ValueError(f"`num_particles` must be a whole number of at least 2, not {num_particles!r}.")
     if resampling not in SCHEMES:
         raise ValueError(f"`resampling` must be one of {', '.join(map(repr, SCHEMES))}, not {resampling!r}.")
-    if ess_threshold is not None and not 0.0 <= ess_threshold <= 1.0:
+    if ess_threshold is not None and not 0.0 <= numbers(ess_threshold, "ess_threshold") <= 1.0:
         raise ValueError(
             f"`ess_threshold` is a share of the particles, 0 to 1, or None; not {ess_threshold!r}."
         )
+
+
+def check_guides(**guides: Any) -> None:
+    for name, guide in guides.items():
+        must_be(guide is None or callable(guide), name, "a function", guide)
 
 
 def _check_supports(trace: Mapping[str, Any]) -> None:
@@ -230,12 +245,48 @@ def _check_supports(trace: Mapping[str, Any]) -> None:
         check_data(fixed)
 
 
+def parameter_shapes(read: ScanModel) -> dict[str, tuple[int, ...]]:
+    """Of the latent sites that are parameters, and of what ``numpyro.param`` declares; nothing is computed."""
+
+    def values():
+        trace = trace_model(read.model, read.args, read.kwargs, key=random.key(0))
+        wanted = read.structure.global_sites
+        return {n: s["value"] for n, s in trace.items() if n in wanted or s["type"] == "param"}
+
+    return {n: getattr(like, "shape", ()) for n, like in jax.eval_shape(values).items()}
+
+
+def check_parameters(
+    given: Mapping[str, Any], sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The given values, once they are known to be of the model and, at its latent ``sites``, to fit them."""
+    must_be(isinstance(given, Mapping), "parameters", "a mapping from names to values", given)
+    unknown = [n for n in given if n not in shapes]
+    if unknown:
+        raise ValueError(f"The model has no parameter {unknown[0]!r}; its parameters are {list(shapes)}.")
+    found = dict(given)
+    for name in sites:
+        if name in given:
+            found[name] = finite_numbers(given[name], f"parameters[{name!r}]")
+            if np.shape(found[name]) != shapes[name]:
+                raise ValueError(
+                    f"The parameter {name!r} has shape {shapes[name]}, not {np.shape(found[name])}."
+                )
+    return found
+
+
 def _parameters(
-    names: Sequence[str], given: Mapping[str, Any] | None, fit: Any, num_draws: int
+    names: Sequence[str],
+    given: Mapping[str, Any] | None,
+    fit: Any,
+    num_draws: int,
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]],
 ) -> dict[str, Array]:
     """Values of the parameters with a leading axis of draws."""
     if given is not None and fit is not None:
         raise ValueError("Give `parameters` or `fit`, not both.")
+    if given is not None:
+        given = check_parameters(given, names, shapes())
     if fit is not None:
         posterior = getattr(fit, "posterior", fit)
         given = {n: posterior[n] for n in names if n in posterior}
@@ -579,6 +630,7 @@ def particle_log_likelihood(
         -4
     """
     check_options(num_particles, resampling, ess_threshold)
+    check_guides(guide=guide, initial_guide=initial_guide, twist=twist)
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` must be one of {', '.join(map(repr, GRADIENTS))}, not {gradient!r}.")
     read = read_scan(model, *args, scan=scan, **kwargs)

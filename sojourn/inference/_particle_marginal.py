@@ -17,6 +17,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
+from sojourn._arguments import numbers, positive_numbers
 from sojourn._contract import trace_model
 from sojourn.inference._initial import init_to_hint
 from sojourn.inference._particle_filter import check_options, explain_weights
@@ -132,18 +133,18 @@ class ParticleMarginal(MCMCKernel):
         init_strategy: Callable[..., Any] | None = None,
     ):
         check_options(num_particles, resampling, ess_threshold)
-        if correlation is not None and not 0.0 <= correlation < 1.0:
+        if correlation is not None and not 0.0 <= numbers(correlation, "correlation") < 1.0:
             raise ValueError(f"`correlation` must lie in [0, 1), not {correlation!r}.")
         if correlation is not None and twist is not None:
             raise ValueError("A twist cannot be combined with `correlation`.")
-        if not 0.0 < target_accept_prob < 1.0:
+        if not 0.0 < numbers(target_accept_prob, "target_accept_prob") < 1.0:
             raise ValueError(f"`target_accept_prob` must lie between 0 and 1, not {target_accept_prob!r}.")
         self._model = prepared(model)
         self._num_particles = num_particles
         self._correlation = correlation
         self._filter_options = {"resampling": resampling, "ess_threshold": ess_threshold}
         self._target_accept_prob = target_accept_prob
-        self._step_size = step_size
+        self._step_size = positive_numbers(step_size, "step_size")
         self._guides: dict[str, Any] = {"guide": guide, "initial_guide": initial_guide, "twist": twist}
         self._scan = scan
         self._init_strategy = init_to_hint() if init_strategy is None else init_strategy

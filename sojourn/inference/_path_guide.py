@@ -18,6 +18,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import Messenger
 
+from sojourn._arguments import must_be, whole_number
 from sojourn._contract import trace_model
 from sojourn.inference._initial import compiled_once
 from sojourn.inference._params import restore
@@ -49,6 +50,11 @@ class PathGuideBase:
 
     def __init__(self, model, *, scan, prefix, width, context_size, sites, data, seed):
         self.model = prepared(model)
+        whole_number(width, "width")
+        if context_size is not None:
+            whole_number(context_size, "context_size")
+        whole_number(seed, "seed", None)
+        must_be(data is None or callable(data), "data", "a function of the arguments of the model", data)
         self.prefix, self.seed = prefix, seed
         self._scan, self._width, self._context_size = scan, width, context_size
         self._sites, self._data = sites, data

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 
 from sojourn._contract import Site, marginal_form, observed_sites, pointwise_ndim, series_law, trace_model
@@ -152,10 +153,22 @@ def _batched(fn: Callable[[Any], Any], xs: Any) -> Any:
 
 def replicate(site: Site, key: Array) -> Array:
     """A new value for an observed site, of the shape of the old one (its law may have been broadcast to it)."""
-    fn = site["fn"]
+    fn = _expanded_anew(site["fn"])
     shape = jnp.shape(site["value"])
     batch = jnp.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
     return (fn if batch == fn.batch_shape else fn.expand(batch)).sample(key)
+
+
+def _expanded_anew(fn: dist.Distribution) -> dist.Distribution:
+    """The same law. NumPyro gives that of a site in a scan an axis for time, and leaves what an expanded law notes of
+    its shape, and draws by, as it was."""
+    if isinstance(fn, dist.Independent):
+        return dist.Independent(_expanded_anew(fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.MaskedDistribution):
+        return dist.MaskedDistribution(_expanded_anew(fn.base_dist), fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return dist.ExpandedDistribution(_expanded_anew(fn.base_dist), fn.batch_shape)
+    return fn
 
 
 def site_log_prob(site: Site) -> Array:

@@ -19,7 +19,7 @@ from numpyro.contrib.control_flow.scan import _subs_wrapper
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from sojourn._contract import Site, series_law
+from sojourn._contract import Site, check_function, series_law
 
 __all__ = [
     "Plate",
@@ -103,7 +103,10 @@ def scan_length(xs: Any, length: int | None) -> int:
         )
     if any(np.ndim(leaf) == 0 for leaf in leaves):
         raise ValueError("An input of a scan of this model is no array with time as its first axis.")
-    return int(np.shape(leaves[0])[0])
+    steps = int(np.shape(leaves[0])[0])
+    if not steps:
+        raise ValueError("The inputs of a scan of this model are empty: it needs one step at least.")
+    return steps
 
 
 def is_latent(site: Site) -> bool:
@@ -282,8 +285,7 @@ def prepared(model: Callable[..., Any]) -> Callable[..., Any]:
     An observation with event dimensions is missing as a whole if any of it is NaN. Marks that ask for NumPyro's
     enumeration are taken off sites inside a scan, where sojourn has its own.
     """
-    if not callable(model):
-        raise TypeError(f"A model is a function with NumPyro primitives, not {model!r:.60}.")
+    check_function(model)
     return model if isinstance(model, _Prepared) else _Prepared(model)
 
 

@@ -23,6 +23,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.ops.provenance import eval_provenance
 
+from sojourn._arguments import finite_numbers, must_be
 from sojourn._contract import Site
 from sojourn.inference._read import ScanModel, read_scan
 from sojourn.inference._scan import capture_scan, site_term
@@ -166,6 +167,7 @@ class Parametric:
     # ---------------------------------------------------------------------------------------- parameters
     def flat(self, values: Mapping[str, Any]) -> Array:
         """The vector that holds the given values on their own scale."""
+        must_be(isinstance(values, Mapping), "parameters", "a mapping from names to values", values)
         missing = [n for n in self.names if n not in values]
         unknown = [n for n in values if n not in self.names]
         if missing or unknown:
@@ -176,6 +178,7 @@ class Parametric:
             )
 
         def fill(name, value, like):
+            value = finite_numbers(value, f"parameters[{name!r}]")
             if jnp.shape(value) != like.shape:
                 raise ValueError(f"The parameter '{name}' has shape {like.shape}, not {jnp.shape(value)}.")
             return jnp.asarray(value, like.dtype)

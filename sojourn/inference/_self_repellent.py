@@ -17,7 +17,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import log_density
 from numpyro.util import is_prng_key
 
-from sojourn._contract import Site, trace_model
+from sojourn._contract import Site, check_function, trace_model
 from sojourn.inference._check_model import check_takes_all, latent_sites
 from sojourn.ops import self_repellent as ops
 
@@ -115,6 +115,7 @@ class SelfRepellentWalk(MCMCKernel):
         adjacency: Any = None,
         max_states: int = 4096,
     ):
+        check_function(model)
         self._alpha, self._step_exponent = ops.check_repulsion(alpha, step_exponent)
         if not isinstance(max_states, int) or isinstance(max_states, bool) or max_states < 2:
             raise ValueError(f"`max_states` must be a whole number of at least 2, not {max_states!r}.")

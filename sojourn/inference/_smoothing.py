@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn._arguments import whole_number
 from sojourn.inference._labels import bare
+from sojourn.inference._particle_filter import check_parameters, parameter_shapes
 from sojourn.inference._read import read_scan
 from sojourn.inference._score import read_parametric, require_memory_one
 from sojourn.ops.paris import BACKWARD, Statistic, Step, additive, paris_sweep, parisian_gibbs
@@ -252,7 +254,7 @@ def _target(model, args, kwargs, functional, parameters) -> _Target:
     read = read_scan(model, *args, plates=False, **kwargs)
     structure = read.structure
     require_memory_one(structure)
-    given = dict(parameters or {})
+    given = check_parameters(parameters or {}, structure.global_sites, parameter_shapes(read))
     missing = [n for n in structure.global_sites if n not in given]
     if missing:
         raise ValueError(f"`parameters` has no value for {', '.join(map(repr, missing))}.")
@@ -289,7 +291,9 @@ def _gather(
         paths, sweeps, log_evidence = jax.lax.map(one, inputs, batch_size=size)
         return paths, target.show(sweeps), log_evidence
 
-    paths, sweeps, log_evidence = run(jax.random.split(jax.random.key(seed), num_repeats), references)
+    paths, sweeps, log_evidence = run(
+        jax.random.split(jax.random.key(whole_number(seed, "seed", None)), num_repeats), references
+    )
     sweeps = jax.tree.map(np.asarray, sweeps)
     means = jax.tree.map(lambda v: v[:, num_burn:].mean(1), sweeps)
 

@@ -17,6 +17,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import constrain_fn, potential_energy
 from numpyro.util import is_prng_key
 
+from sojourn._arguments import numbers, positive_numbers
 from sojourn._contract import observed_sites, trace_model
 from sojourn.inference._check_model import check_gradient_engine, check_latents, latent_sites
 from sojourn.inference._initial import compiled_once, init_to_hint
@@ -171,13 +172,13 @@ class StochasticGradientLangevin(MCMCKernel):
             raise ValueError(
                 f"`steps_per_draw` must be a whole number of at least 1, not {steps_per_draw!r}."
             )
-        if not 0.0 < friction < 1.0:
+        if not 0.0 < numbers(friction, "friction") < 1.0:
             raise ValueError(f"`friction` must lie between 0 and 1, not {friction!r}.")
-        if not 0.0 < temperature < math.inf:
+        if not 0.0 < numbers(temperature, "temperature") < math.inf:
             raise ValueError(f"`temperature` must be positive and finite, not {temperature!r}.")
         given = scale.values() if isinstance(scale, Mapping) else () if scale is None else (scale,)
-        if not all(np.all(np.isfinite(v) & (np.asarray(v) > 0)) for v in given):
-            raise ValueError("`scale` must be positive and finite.")
+        for value in given:
+            positive_numbers(value, "scale")
         self._model = prepared(model)
         self._step_size = step_size
         self._method = method
@@ -564,5 +565,5 @@ def _rate(i: Any, steps: int) -> Any:
 def _check_step_size(step: Any) -> None:
     if isinstance(step, jax.core.Tracer):
         return
-    if np.ndim(step) or not 0.0 < float(step) < math.inf:
+    if np.ndim(numbers(step, "step_size")) or not 0.0 < float(step) < math.inf:
         raise ValueError(f"`step_size` must be positive and finite, not {step!r}.")

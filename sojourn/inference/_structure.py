@@ -15,6 +15,7 @@ from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import do, reparam
 from numpyro.ops.provenance import eval_provenance
 
+from sojourn._arguments import whole_number
 from sojourn.inference._interweave import location_scale
 from sojourn.inference._scan import (
     Plate,
@@ -348,6 +349,8 @@ def analyze(
         plates: look for plates across which the model falls apart into independent systems.
     """
     outline = _outline(model, args, kwargs)
+    if scan is not None and not isinstance(scan, str):
+        whole_number(scan, "scan", 0)
     index = _choose_scan(outline, scan)
     sites = outline.sites
     order = list(sites)

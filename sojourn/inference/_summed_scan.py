@@ -303,10 +303,10 @@ class SummedScan:
         touched = layout.touched
         axes = [0 if on else None for on in touched]
 
-        def everywhere(fn, out_axes, inner_axes):
-            """``fn(leaves, values, ...)`` for each tuple and each value."""
+        def everywhere(fn, tuples, out_axes, inner_axes):
+            """``fn(leaves, values, ...)`` for each tuple (their number is told: no leaf may have it) and each value."""
             fn = jax.vmap(fn, in_axes=(None, 0, None, None), out_axes=inner_axes)
-            return jax.vmap(fn, in_axes=(axes, None, None, None), out_axes=out_axes)
+            return jax.vmap(fn, in_axes=(axes, None, None, None), out_axes=out_axes, axis_size=tuples)
 
         def advance(leaves, x, t):
             """The carry after a step. It does not depend on the oldest entry of the tuple: that one is zero."""
@@ -315,7 +315,7 @@ class SummedScan:
                 return self._step(leaves, x, t, values)[0]
 
             first = [leaf[:rest] if on else leaf for leaf, on in zip(leaves, touched, strict=True)]
-            found = everywhere(new, axes, axes)(first, values, x, t)
+            found = everywhere(new, rest, axes, axes)(first, values, x, t)
             return [self._as_tuples(v) if on else v for v, on in zip(found, touched, strict=True)]
 
         def terms(leaves, values, x, t):
@@ -326,7 +326,11 @@ class SummedScan:
         carries, first = [self._start], []
         every = {n: 0 for n in self.stochastic}
         for t in range(head):
-            first.append(everywhere(terms, every, every)(carries[t], values, self._x(t), jnp.array(t)))
+            first.append(
+                everywhere(terms, layout.num_tuples, every, every)(
+                    carries[t], values, self._x(t), jnp.array(t)
+                )
+            )
             if t + 1 < length:
                 carries.append(advance(carries[t], self._x(t), jnp.array(t)))
 
@@ -360,7 +364,7 @@ class SummedScan:
                 return {n: 0 if getattr(r, what) else None for n, r in self.reach.items()}
 
             found = jax.vmap(
-                everywhere(terms, out("tuple"), out("value")),
+                everywhere(terms, layout.num_tuples, out("tuple"), out("value")),
                 in_axes=(time, None, 0, 0),
                 out_axes=out("time"),
             )(leaves, values, self._x(slice(head, None)), jnp.arange(head, length))
@@ -664,7 +668,7 @@ class SummedScan:
 
         axes = [0 if on else None for on in layout.touched]
         fits = jax.vmap(fits, in_axes=(None, 0, None, None))
-        fits = jax.vmap(fits, in_axes=(axes, None, None, None))
+        fits = jax.vmap(fits, in_axes=(axes, None, None, None), axis_size=layout.num_tuples)
         found = jax.vmap(fits, in_axes=(0, None, 0, 0))(
             self._all_carries(), self._all_values(), self.call.xs, jnp.arange(self.call.length)
         )

@@ -12,6 +12,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.infer.hmc_util import HMCAdaptState, warmup_adapter
 
+from sojourn._arguments import whole_number
 from sojourn.inference._gradient_kernel import GradientKernel, Position, Potential, check_number, whitened
 from sojourn.ops.langevin import LangevinPoint, baoab_trajectory, draw_levy_area, join_levy_areas
 
@@ -129,7 +130,7 @@ class UnderdampedLangevin(GradientKernel):
         check_number("trajectory_length", trajectory_length, 0.0)
         check_number("tolerance", tolerance, 0.0)
         check_number("step_size", step_size, 0.0)
-        check_number("max_num_steps", max_num_steps, 0)
+        check_number("max_num_steps", whole_number(max_num_steps, "max_num_steps", None), 0)
         self.solver = solver
         self.step = step
         self.friction = friction

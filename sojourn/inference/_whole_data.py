@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
+from sojourn._contract import check_function
+
 __all__ = ["subsampling_plates", "whole_data"]
 
 
@@ -54,6 +56,11 @@ class whole_data(_at_plates):
         >>> trace["y"]["value"].tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
     """
+
+    def __init__(self, fn: Callable[..., Any] | None = None):
+        if fn is not None:
+            check_function(fn)
+        super().__init__(fn)
 
     def at_plate(self, msg: dict[str, Any]) -> None:
         size, taken = msg["args"]

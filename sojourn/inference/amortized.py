@@ -16,6 +16,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpy.typing import ArrayLike
 
+from sojourn._arguments import numbers
 from sojourn.ops import jump_network
 from sojourn.ops.jump_network import MAX_STATES, PanelStatistics, Prediction
 
@@ -138,7 +139,8 @@ def _read_panel(
     y: ArrayLike, times: ArrayLike, num_states: int | None, mask: ArrayLike | None, lengths: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """States ``(N, L)`` with -1 for missing, times ``(L,)`` or ``(N, L)``, and the number of states; all checked."""
-    values, grid = np.asarray(y, float), np.asarray(times, float)
+    values = np.asarray(numbers(y, "y"), float)
+    grid = np.asarray(numbers(times, "times"), float)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(f"`y` must be states of shape (L,) or (N, L), not {values.shape}.")
     if grid.shape not in (values.shape, values.shape[-1:]):
@@ -164,7 +166,7 @@ def _read_panel(
     labels = values[seen]
     if labels.size == 0:
         raise ValueError("`y` holds no observation.")
-    if (labels != np.round(labels)).any() or labels.min() < 0:
+    if not (np.isfinite(labels) & (labels == np.round(labels))).all() or labels.min() < 0:
         raise ValueError("`y` must hold the states 0, 1, ..., K - 1 as integers, with NaN for a missing one.")
     largest = int(labels.max())
     if num_states is None:

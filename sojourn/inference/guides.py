@@ -34,6 +34,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to
 
+from sojourn._arguments import whole_number
 from sojourn.inference._encoders import ControlNetwork, build_encoder
 from sojourn.inference._initial import compiled_once
 from sojourn.inference._linearised import filtered, linearise, most_probable_path, quadratic
@@ -347,6 +348,7 @@ class PathGuide(PathGuideBase):
             data=data,
             seed=seed,
         )
+        whole_number(depth, "depth")
         self._encoder, self._control, self._scale, self._depth = encoder, control, scale, depth
         if encoder is not None:
             build_encoder(encoder, 1, 1, 1, jax.random.key(0))

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
+from sojourn._arguments import must_be, numbers
 from sojourn._contract import Site
 from sojourn.inference._whole_data import _at_plates
 
@@ -92,7 +93,7 @@ def advantage_weights(
         [0.0, 0.0001, 0.2872, 0.7127]
     """
     returns, lengths = _trajectories(returns, lengths)
-    starts = np.asarray(initial_observations, float)
+    starts = np.asarray(numbers(initial_observations, "initial_observations"), float)
     if starts.ndim == 0 or len(starts) != len(returns):
         rows = 0 if starts.ndim == 0 else len(starts)
         raise ValueError(
@@ -127,7 +128,7 @@ def top_fraction_weights(returns: Any, lengths: Any, *, fraction: float = 0.1) -
         [0.0, 0.5, 0.5, 0.0]
     """
     returns, lengths = _trajectories(returns, lengths)
-    if not 0.0 < fraction <= 1.0:
+    if not 0.0 < numbers(fraction, "fraction") <= 1.0:
         raise ValueError(f"`fraction` must be above 0 and at most 1, not {fraction!r}.")
     # 0.1 * 30 is a little more than 3 in floating point.
     kept = math.ceil(round(fraction * len(returns), 9))
@@ -249,6 +250,7 @@ def weighted(
     """
     if not callable(model):
         raise TypeError(f"A model is a function with NumPyro primitives, not {model!r:.60}.")
+    must_be(isinstance(plate, str), "plate", "the name of a plate", plate)
     return _Weighted(model, weights, plate, at)
 
 
@@ -360,7 +362,7 @@ class _not_within(_at_plates):
 
 
 def _finite_returns(returns: Any) -> np.ndarray:
-    returns = np.asarray(returns, float)
+    returns = np.asarray(numbers(returns, "returns"), float)
     if returns.ndim != 1 or returns.size == 0:
         raise ValueError(f"`returns` must hold one number a trajectory, not have shape {returns.shape}.")
     if not np.isfinite(returns).all():
@@ -374,8 +376,7 @@ def _whole_lengths(lengths: Any) -> np.ndarray:
     if (
         found.ndim != 1
         or found.dtype.kind not in "iuf"
-        or (found != np.round(found)).any()
-        or (found < 1).any()
+        or not (np.isfinite(found) & (found == np.round(found)) & (found >= 1)).all()
     ):
         raise ValueError("`lengths` must be positive whole numbers, one a trajectory.")
     return found.astype(int)
@@ -391,7 +392,7 @@ def _trajectories(returns: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _softmax(scores: np.ndarray, lengths: np.ndarray, temperature: float) -> np.ndarray:
-    if not temperature > 0:
+    if not 0 < numbers(temperature, "temperature") < math.inf:
         raise ValueError(f"`temperature` must be positive, not {temperature!r}.")
     width = scores.max() - scores.min()
     height = (scores - scores.max()) / width if width > 0 else np.zeros_like(scores)  # min-max, less one
@@ -400,7 +401,7 @@ def _softmax(scores: np.ndarray, lengths: np.ndarray, temperature: float) -> np.
 
 
 def _probabilities(weights: Any) -> np.ndarray:
-    weights = np.asarray(weights, float)
+    weights = np.asarray(numbers(weights, "weights"), float)
     if weights.ndim != 1 or weights.size == 0:
         raise ValueError(f"`weights` must hold one number an element, not have shape {weights.shape}.")
     bad = ~(np.isfinite(weights) & (weights >= 0))
@@ -418,6 +419,6 @@ def _total(at: str | float, probabilities: np.ndarray) -> float:
         named = {"effective": effective_sample_size(probabilities), "nominal": float(len(probabilities))}
         if at in named:
             return named[at]
-    elif not isinstance(at, bool) and 0.0 < at < math.inf:
+    elif isinstance(at, int | float | np.number) and not isinstance(at, bool) and 0.0 < at < math.inf:
         return float(at)
     raise ValueError(f'`at` must be "effective", "nominal" or a positive number of transitions, not {at!r}.')

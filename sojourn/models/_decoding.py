@@ -17,7 +17,9 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import whole_number
 from sojourn._contract import marginal_form, observed_sites, series_law, trace_model
+from sojourn.models._given import posterior_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -126,8 +128,8 @@ def forecast(
         >>> future["time"].values.tolist()
         [2007, 2008, 2009, 2010, 2011]
     """
-    if horizon < 1:
-        raise ValueError(f"`horizon` must be at least one step, not {horizon}.")
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ValueError(f"`horizon` must be at least one step, not {horizon!r}.")
     arrays = [_bare(a) for a in args]
     kwargs = {name: _bare(value) for name, value in kwargs.items()}
     covariates = kwargs.get("covariates")
@@ -193,11 +195,12 @@ def _bare(x: Any) -> Any:
 
 
 def _group(fit: Any, name: str) -> xr.Dataset:
-    group = fit[name]
+    group = fit[name] if hasattr(fit, "__getitem__") else getattr(fit, name)
     return group.to_dataset() if hasattr(group, "to_dataset") else group
 
 
 def _one_draw(fit: Any) -> dict[str, Array]:
+    posterior_of(fit)
     posterior = _group(fit, "posterior")
     return {str(n): jnp.asarray(v.values[0, 0]) for n, v in posterior.data_vars.items()}
 
@@ -235,8 +238,11 @@ def _over_draws(
     fit: Any, one: Callable[..., tuple[Array, ...]], num_draws: int | None, seed: int
 ) -> list[Any]:
     """``one(values, key)`` for every draw: arrays with leading (chain, draw), and the draws' labels."""
+    posterior_of(fit)
+    seed = whole_number(seed, "seed", None)
     posterior = _group(fit, "posterior")
     total = posterior.sizes["draw"]
+    num_draws = None if num_draws is None else whole_number(num_draws, "num_draws")
     if num_draws is not None and not 1 <= num_draws <= total:
         raise ValueError(f"`num_draws` must lie between 1 and the {total} draws of a chain, not {num_draws}.")
     keep = np.linspace(0, total - 1, num_draws or total).round().astype(int)

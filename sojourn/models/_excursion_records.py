@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sojourn._arguments import numbers
 from sojourn.distributions import KINDS
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def excursions(
         )
     values = _records(path, "excursions")
     _check_level(level, "excursions")
+    step, smooth = numbers(step, "step"), None if smooth is None else numbers(smooth, "smooth")
     for name, value in (("step", step), ("smooth", smooth)):
         if value is not None and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
             raise ValueError(f"excursions(): `{name}` must be positive, in units of time; got {value}.")
@@ -213,7 +215,7 @@ def _smoothed(values: np.ndarray, width: float) -> np.ndarray:
 
 def _records(path: Any, caller: str) -> np.ndarray:
     """``(N, T)``, not empty, finite or NaN and not NaN throughout."""
-    values = np.asarray(path, float)
+    values = np.asarray(numbers(path, "path"), float)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(
             f"{caller}(): `path` has shape {values.shape}; one record is (T,), several are (N, T), not empty."
@@ -227,6 +229,7 @@ def _records(path: Any, caller: str) -> np.ndarray:
 
 
 def _check_level(level: Any, caller: str) -> None:
+    level = numbers(level, "level")
     if np.ndim(level) != 0 or not np.isfinite(level):
         raise ValueError(f"{caller}(): `level` must be one finite number, in units of the path; got {level}.")
 

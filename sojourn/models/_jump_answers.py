@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, numbers, shown, whole_number
 from sojourn.models._decoding import _bare, _labels, _law_of_series, _over_draws, _state_labels
 from sojourn.ops import jump_path, transition_probability
 from sojourn.ops import rate_matrix as ops
@@ -67,6 +68,9 @@ def _ask(
 
 
 def _refuse_absorbing(rate_matrix: Any, what: str) -> None:
+    check_rate_matrix(
+        getattr(rate_matrix, "values", rate_matrix) if hasattr(rate_matrix, "dims") else rate_matrix
+    )
     exits = np.asarray(ops.exit_rates(np.asarray(getattr(rate_matrix, "values", rate_matrix))))
     stuck: Any = np.unique(np.argwhere(exits <= 0)[:, -1]) if (exits <= 0).any() else []
     if len(stuck):
@@ -226,8 +230,12 @@ def survival(rate_matrix: Any, times: ArrayLike, *, until: Sequence[int] | int) 
         '0.3679'
     """
     grid = _grid(times)
-    target = np.atleast_1d(np.asarray(until, int))
+    check_rate_matrix(rate_matrix.values if hasattr(rate_matrix, "dims") else rate_matrix)
+    target = np.atleast_1d(np.asarray(numbers(until, "until")))
     states = np.shape(rate_matrix)[-1]
+    if target.size and not np.issubdtype(target.dtype, np.integer):
+        raise ValueError(f"`until` must name states by position, 0 to {states - 1}, not {shown(until)}.")
+    target = target.astype(int)
     if target.size == 0 or target.min() < 0 or target.max() >= states:
         raise ValueError(f"`until` must name some of the states 0 to {states - 1}.")
 
@@ -240,7 +248,7 @@ def survival(rate_matrix: Any, times: ArrayLike, *, until: Sequence[int] | int) 
 
 
 def _grid(times: ArrayLike) -> np.ndarray:
-    grid = np.atleast_1d(np.asarray(times, float))
+    grid = np.atleast_1d(np.asarray(numbers(times, "times"), float))
     if grid.ndim != 1 or not np.isfinite(grid).all() or (grid < 0).any():
         raise ValueError("`times` must be finite and not negative, (T,).")
     return grid
@@ -270,16 +278,20 @@ def simulate(
     """
     import xarray as xr
 
-    values = np.asarray(getattr(rate_matrix, "values", rate_matrix), float)
+    values = rate_matrix.values if hasattr(rate_matrix, "dims") else rate_matrix
     check_rate_matrix(values)
+    values = np.asarray(values, float)
     states = values.shape[-1]
-    if not (np.isfinite(duration) and duration > 0):
+    if np.ndim(numbers(duration, "duration")) or not (np.isfinite(duration) and duration > 0):
         raise ValueError(f"`duration` must be positive and finite, not {duration!r}.")
-    first = np.asarray(initial)
+    seed = whole_number(seed, "seed", None)
+    if max_jumps is not None:
+        max_jumps = whole_number(max_jumps, "max_jumps", 0)
+    first = np.asarray(numbers(initial, "initial"))
     if first.ndim == 0 and not 0 <= int(first) < states:
         raise ValueError(f"`initial` must be a state from 0 to {states - 1}, or probabilities.")
     law = np.eye(states)[int(first)] if first.ndim == 0 else np.asarray(initial, float)
-    if law.shape != (states,) or (law < 0).any() or abs(law.sum() - 1) > 1e-4:
+    if law.shape != (states,) or not (law >= 0).all() or abs(law.sum() - 1) > 1e-4:
         raise ValueError(f"`initial` must hold {states} probabilities that sum to one.")
     lead = values.shape[:-2]
     count = int(np.prod(lead, dtype=int))
@@ -326,10 +338,14 @@ def rate_matrix_at(posterior: Any, covariates: Any) -> Any:
         [[-3.  3.]
          [ 2. -2.]]
     """
+    if not hasattr(posterior, "data_vars"):
+        raise ValueError(
+            f"`posterior` must be the posterior of a fit, such as fit.posterior, not {shown(posterior)}."
+        )
     if "covariate_effect" not in posterior:
         raise ValueError("The posterior has no `covariate_effect`: the model was fitted without covariates.")
     matrix, effect = posterior["rate_matrix"], posterior["covariate_effect"]
-    at = np.atleast_1d(np.asarray(covariates, float))
+    at = np.atleast_1d(np.asarray(finite_numbers(covariates, "covariates"), float))
     if at.shape != (effect.sizes["covariate"],):
         raise ValueError(
             f"`covariates` has shape {at.shape}; the model has {effect.sizes['covariate']} of them."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers, shown
+from sojourn.models._given import check_priors
 from sojourn.models._rate_matrices import adjacency_of, masked
 from sojourn.models._rate_matrices import reversible as reversible_matrix
 from sojourn.ops.rate_matrix import check_rate_matrix, exit_rates, generator, off_diagonal, stationary
@@ -41,7 +43,7 @@ def state_names(states: Sequence[str] | None, num_states: int) -> list[str]:
     """
     if states is None:
         return [str(k) for k in range(num_states)]
-    names = [str(s) for s in states]
+    names = [str(s) for s in states] if isinstance(states, Iterable) else [shown(states)]
     if len(names) != num_states or len(set(names)) != num_states:
         raise ValueError(f"`states` must hold {num_states} different names, not {names}.")
     return names
@@ -78,8 +80,7 @@ def sample_rates(
         num_series: ``N``; ``None`` for a single series.
         num_steps: observations a series, where covariates vary in time.
     """
-    if not time_unit > 0:
-        raise ValueError(f"`time_unit` must be positive, not {time_unit!r}.")
+    check_priors(rate_prior=prior, effect_prior=effect_prior)
     baseline, graph = _baseline(num_states, rates, prior, time_unit, names, start)
     with (
         numpyro.plate("state", num_states, dim=-2),
@@ -155,9 +156,9 @@ def _patterns(covariates, hierarchical, num_series, num_steps) -> tuple[np.ndarr
         return series[:, None].astype(float), series.reshape(lead)
     if isinstance(covariates, jax.core.Tracer):
         raise ValueError("`covariates` must be known when the model is compiled.")
-    values = np.asarray(covariates, float)
+    values = np.asarray(numbers(covariates, "covariates"), float)
     varies = values.ndim == len(lead) + 2
-    if values.shape[:-1] not in (lead, (*lead, num_steps)):
+    if not values.ndim or values.shape[:-1] not in (lead, (*lead, num_steps)):
         wanted = (
             ("P,", f"{num_steps}, P") if num_series is None else (f"{count}, P", f"{count}, {num_steps}, P")
         )
@@ -193,7 +194,7 @@ def first_state(
             by_interval = rates.group.ndim > (num_series is not None)
             return law[rates.group[..., 0] if by_interval else rates.group]
         raise ValueError(f"`initial` is 'free', 'stationary' or probabilities here, not {initial!r}.")
-    probs = jnp.asarray(initial)
+    probs = jnp.asarray(numbers(initial, "initial"))
     if probs.shape not in ((num_states,), (num_series, num_states)):
         each = "" if num_series is None else f" or ({num_series}, {num_states})"
         raise ValueError(
@@ -201,7 +202,7 @@ def first_state(
         )
     if not isinstance(probs, jax.core.Tracer):
         total = np.asarray(probs).sum(-1)
-        if (np.asarray(probs) < 0).any() or (np.abs(total - 1) > 1e-4).any():
+        if (np.asarray(probs) < 0).any() or not (np.abs(total - 1) <= 1e-4).all():
             raise ValueError("`initial` must hold probabilities that sum to one.")
     return probs
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, numbers, positive_numbers, shown, whole_number
+from sojourn.models._given import posterior_of
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -66,10 +69,11 @@ def lorenz_spikes(
     """
     import xarray as xr
 
-    numbers = (num_conditions, num_trials, num_steps, num_neurons, step)
-    if min(numbers) <= 0:
-        raise ValueError(f"lorenz_spikes(): all of its numbers and its step must be positive; got {numbers}.")
-    rng = np.random.default_rng(seed)
+    given = (num_conditions, num_trials, num_steps, num_neurons, step)
+    whole = all(isinstance(number, int | np.integer) for number in given[:4])
+    if not whole or np.ndim(numbers(step, "step")) or not np.isfinite(step) or min(given) <= 0:
+        raise ValueError(f"lorenz_spikes(): all of its numbers and its step must be positive; got {given}.")
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     states = _lorenz(rng.normal(size=(num_conditions, 3)), num_steps, step)
     states = states - states.mean((0, 1))
     states = (states / np.abs(states).max()).transpose(1, 0, 2)
@@ -147,6 +151,8 @@ def bits_per_spike(
 
     rates, counts = _aligned(rates, counts, "bits_per_spike")
     seen = ~np.isnan(counts)
+    if not ((counts[seen] >= 0) & np.isfinite(counts[seen]) & (counts[seen] == np.round(counts[seen]))).all():
+        raise ValueError("bits_per_spike(): `counts` must be whole numbers that are not negative, or NaN.")
     if not (np.isfinite(rates[seen]).all() and (rates[seen] >= 0).all()):
         raise ValueError("bits_per_spike(): `rates` must be finite and not negative, in spikes a bin.")
     spikes_seen = np.where(seen, counts, 0.0)
@@ -155,7 +161,10 @@ def bits_per_spike(
     if null is None:
         axes = tuple(range(counts.ndim - 1))
         null = spikes_seen.sum(axes) / np.maximum(seen.sum(axes), 1)
-    null = np.broadcast_to(np.asarray(null, float), counts.shape)
+    null = np.asarray(positive_numbers(null, "null", zero=True), float)
+    if null.shape not in ((), counts.shape[-1:], counts.shape):
+        raise ValueError(f"bits_per_spike(): `null` has shape {null.shape}, and `counts` {counts.shape}.")
+    null = np.broadcast_to(null, counts.shape)
     gain = xlogy(spikes_seen, rates) - xlogy(spikes_seen, null) - (rates - null)
     return float(np.where(seen, gain, 0.0).sum() / (spikes_seen.sum() * np.log(2.0)))
 
@@ -219,12 +228,13 @@ def forward_prediction(
         '0.61'
     """
     rates, counts = _aligned(_posterior_mean(fit, "rate"), counts, "forward_prediction")
+    start = whole_number(start, "start", None)
     if not 0 < start < counts.shape[-2]:
         raise ValueError(
             f"forward_prediction(): `start` must lie between 1 and {counts.shape[-2] - 1}, the last bin; got {start}."
         )
-    shown = np.asarray(getattr(fit, "constant_data", {}).get("counts", np.nan), float)
-    if shown.shape == counts.shape and not np.isnan(shown[..., start:, :]).all():
+    fitted = np.asarray(getattr(fit, "constant_data", {}).get("counts", np.nan), float)
+    if fitted.shape == counts.shape and not np.isnan(fitted[..., start:, :]).all():
         raise ValueError(
             f"forward_prediction(): the fit was shown bins from {start} on; fit counts that are NaN there."
         )
@@ -254,6 +264,8 @@ def rate_r2(rates: ArrayLike | xr.DataArray, truth: ArrayLike | xr.DataArray) ->
         0.875
     """
     rates, truth = _aligned(rates, truth, "rate_r2", "truth")
+    for name, values in (("rates", rates), ("truth", truth)):
+        finite_numbers(values, name)
     return _r2(rates, truth, "rate_r2(): `truth`")[1]
 
 
@@ -292,14 +304,18 @@ def gaussian_smoothing(counts: ArrayLike | xr.DataArray, widths: float | Sequenc
     import xarray as xr
     from scipy.ndimage import gaussian_filter1d
 
-    values = np.asarray(counts, float)
+    values = np.asarray(numbers(counts, "counts"), float)
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ValueError(
             f"gaussian_smoothing(): `counts` has shape {values.shape}; it must be (T, neurons) or (trials, T, neurons)."
         )
-    each = np.atleast_1d(np.asarray(widths, float))
-    if not (each.ndim == 1 and np.isfinite(each).all() and (each > 0).all()):
-        raise ValueError(f"gaussian_smoothing(): `widths` must be positive, in bins; got {widths!r}.")
+    if np.isinf(values).any():
+        raise ValueError(
+            "gaussian_smoothing(): `counts` must be finite, or NaN where missing; it holds infinity."
+        )
+    each = np.atleast_1d(np.asarray(numbers(widths, "widths"), float))
+    if not (each.ndim == 1 and each.size and np.isfinite(each).all() and (each > 0).all()):
+        raise ValueError(f"gaussian_smoothing(): `widths` must be positive, in bins; got {shown(widths)}.")
     seen = ~np.isnan(values)
     axes = tuple(range(values.ndim - 1))
     filled = np.where(seen, values, 0.0)
@@ -368,7 +384,7 @@ def decode(
         given["test_behaviour"] = test_behaviour
     arrays = {}
     for name, array in given.items():
-        x = arrays[name] = _trials_first(array)
+        x = arrays[name] = _trials_first(array, name)
         if x.ndim not in (2, 3) or 0 in x.shape or not np.isfinite(x).all():
             raise ValueError(
                 f"decode(): `{name}` must be finite and of shape (T, n) or (trials, T, n); it has shape {x.shape}"
@@ -385,9 +401,11 @@ def decode(
         raise ValueError(
             "decode(): latents, and behaviour, must have as many columns for testing as for training."
         )
-    choice = np.logspace(-6, 2, 17) if penalties is None else np.atleast_1d(np.asarray(penalties, float))
-    if choice.ndim != 1 or not (choice > 0).all():
-        raise ValueError(f"decode(): `penalties` must be positive; got {penalties!r}.")
+    given_choice = np.logspace(-6, 2, 17) if penalties is None else numbers(penalties, "penalties")
+    choice = np.atleast_1d(np.asarray(given_choice, float))
+    if choice.ndim != 1 or not choice.size or not ((choice > 0) & np.isfinite(choice)).all():
+        raise ValueError(f"decode(): `penalties` must be positive; got {shown(penalties)}.")
+    num_folds = whole_number(num_folds, "num_folds", None)
     if not 2 <= num_folds <= len(x):
         what = "trials" if x.ndim == 3 else "bins"
         raise ValueError(
@@ -433,7 +451,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> list[Callable
 
 def neuron_indices(neurons: ArrayLike, size: int) -> np.ndarray:
     """Neurons given by index or by booleans, as sorted indices."""
-    which = np.asarray(neurons)
+    which = np.asarray(numbers(neurons, "held_out"))
     if which.dtype == bool:
         if which.shape != (size,):
             raise ValueError(
@@ -442,7 +460,7 @@ def neuron_indices(neurons: ArrayLike, size: int) -> np.ndarray:
         which = np.flatnonzero(which)
     which = np.atleast_1d(which)
     if which.ndim != 1 or not which.size or not np.issubdtype(which.dtype, np.integer):
-        raise ValueError(f"`held_out` must be indices of neurons, or booleans; got {neurons!r}.")
+        raise ValueError(f"`held_out` must be indices of neurons, or booleans; got {shown(neurons)}.")
     if which.min() < 0 or which.max() >= size or len(np.unique(which)) < len(which):
         raise ValueError(
             f"`held_out` must be different indices from 0 to {size - 1}, one for each neuron; got {which.tolist()}."
@@ -450,16 +468,16 @@ def neuron_indices(neurons: ArrayLike, size: int) -> np.ndarray:
     return np.sort(which)
 
 
-def _trials_first(array: Any) -> np.ndarray:
+def _trials_first(array: Any, name: str) -> np.ndarray:
     dims = getattr(array, "dims", ())
     if {"trial", "time"} <= set(dims):
         array = array.transpose("trial", "time", ...)
-    return np.asarray(array, float)
+    return np.asarray(numbers(array, name), float)
 
 
 def _posterior_mean(fit: Any, name: str) -> Any:
     """Over chains and draws; trials first, then time."""
-    if name not in fit.posterior:
+    if name not in posterior_of(fit):
         raise ValueError(
             f"The fit has no `{name}`: it is not of sojourn.models.langevin_flow.spikes, or its deterministic sites "
             "were left out."
@@ -472,10 +490,13 @@ def _aligned(one: Any, two: Any, function: str, second: str = "counts") -> tuple
     """Two arrays of one shape; of xarray objects by the names of their dimensions."""
     if hasattr(one, "dims") and hasattr(two, "dims") and set(one.dims) == set(two.dims):
         one = one.transpose(*two.dims)
-    one, two = np.asarray(one, float), np.asarray(two, float)
+    one = np.asarray(numbers(one, "rates"), float)
+    two = np.asarray(numbers(two, second), float)
     if one.shape != two.shape or two.ndim < 1 or 0 in two.shape:
         raise ValueError(
             f"{function}(): the rates have shape {one.shape} and `{second}` {two.shape}; they must be the same, "
             "neurons last, and not empty."
         )
+    if np.isinf(two).any():
+        raise ValueError(f"{function}(): `{second}` must be finite, or NaN where missing; it holds infinity.")
     return one, two

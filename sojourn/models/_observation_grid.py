@@ -12,6 +12,8 @@ import numpyro
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers
+
 __all__ = ["Grid", "GridData", "GridOptions", "Units", "read_data", "read_grid"]
 
 
@@ -67,6 +69,11 @@ def read_grid(
     """
     if not isinstance(substeps, int | np.integer) or substeps < 1:
         raise ValueError(f"{caller}(): `substeps` must be a positive integer, not {substeps!r}.")
+    numbers(tolerance, "tolerance")
+    if step is not None:
+        numbers(step, "step")
+    if start is not None:
+        numbers(start, "start")
     if step is not None and not (np.ndim(step) == 0 and np.isfinite(step) and step > 0):
         raise ValueError(f"{caller}(): `step` must be positive, the length of a time step; got {step!r}.")
     if not 0 < tolerance <= 0.5:
@@ -189,7 +196,7 @@ def read_observations(
     if y.dtype.kind not in "iufb":
         raise ValueError(f"{caller}(): the data must be numbers, not {y.dtype}.")
     if mask is not None:
-        mask = xp.asarray(mask, bool)
+        mask = xp.asarray(numbers(mask, "mask"), bool)
         if mask.ndim < lead or mask.shape != y.shape[: mask.ndim]:
             raise ValueError(f"{caller}(): `mask` has shape {mask.shape}, and the data {y.shape}.")
         mask = mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim))

@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from sojourn.ops.rate_matrix import generator
+from sojourn._arguments import finite_numbers, is_known, numbers, positive_numbers, whole_number
+from sojourn.ops import rate_matrix as ops
 
 __all__ = [
     "adjacency_of",
@@ -18,6 +19,7 @@ __all__ = [
     "driven_cycle",
     "flashing_ratchet",
     "free",
+    "generator",
     "linear_chain",
     "masked",
     "reversible",
@@ -44,7 +46,7 @@ def adjacency_of(structure: Any, num_states: int) -> np.ndarray:
                 f"There is no structure {structure!r}; the names are {names}, or pass a (K, K) graph."
             )
         return named[structure]
-    graph = np.asarray(structure)
+    graph = np.asarray(numbers(structure, "rates"))
     if graph.shape != (num_states, num_states):
         raise ValueError(
             f"The graph of jumps has shape {graph.shape}; {num_states} states need {(num_states,) * 2}."
@@ -53,6 +55,44 @@ def adjacency_of(structure: Any, num_states: int) -> np.ndarray:
     if not graph.any():
         raise ValueError("The graph of jumps has no edge: nothing can happen.")
     return graph
+
+
+def _vector(rates: ArrayLike, name: str) -> Array:
+    """Numbers along a last axis, none of which is known to be negative."""
+    rates = positive_numbers(rates, name, zero=True)
+    if np.ndim(rates) == 0 or np.shape(rates)[-1] == 0:
+        raise ValueError(
+            f"`{name}` has shape {np.shape(rates)}; it needs at least one entry along its last axis."
+        )
+    return jnp.asarray(rates)
+
+
+def generator(rates: ArrayLike) -> Array:
+    """The rate matrix with the off-diagonal entries of ``rates``, whatever its diagonal.
+
+    Args:
+        rates: ``(..., K, K)``, not negative off the diagonal.
+
+    Returns:
+        ``(..., K, K)``.
+
+    Raises:
+        ValueError: no square matrix; a rate off the diagonal that is negative or not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(generator(jnp.array([[0.0, 1.0], [2.0, 0.0]])))
+        [[-1.  1.]
+         [ 2. -2.]]
+    """
+    rates = numbers(rates, "rates")
+    shape = np.shape(rates)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise ValueError(f"`rates` has shape {shape}; K >= 2 states need (..., K, K).")
+    if is_known(rates):
+        rates = np.where(np.eye(shape[-1], dtype=bool), 0.0, np.asarray(rates))
+        positive_numbers(rates, "rates", zero=True)
+    return ops.generator(rates)
 
 
 def free(rates: ArrayLike) -> Array:
@@ -70,7 +110,7 @@ def free(rates: ArrayLike) -> Array:
         [[-1.  1.]
          [ 2. -2.]]
     """
-    rates = jnp.asarray(rates)
+    rates = _vector(rates, "rates")
     states = round((1.0 + (1.0 + 4.0 * rates.shape[-1]) ** 0.5) / 2.0)
     if states * (states - 1) != rates.shape[-1]:
         raise ValueError(f"{rates.shape[-1]} rates fill no matrix: K states need K (K - 1) of them.")
@@ -94,12 +134,14 @@ def masked(rates: ArrayLike, adjacency: ArrayLike) -> Array:
          [ 0. -2.  2.]
          [ 0.  0.  0.]]
     """
-    rates, graph = jnp.asarray(rates), np.asarray(adjacency)
+    rates, graph = _vector(rates, "rates"), np.asarray(numbers(adjacency, "adjacency"))
+    if graph.ndim != 2:
+        raise ValueError(f"`adjacency` has shape {graph.shape}; a graph of K states needs (K, K).")
     origin, target = np.nonzero(adjacency_of(graph, len(graph)))
     if rates.shape[-1] != len(origin):
         raise ValueError(f"The graph has {len(origin)} edges and there are {rates.shape[-1]} rates.")
     blank = jnp.zeros((*rates.shape[:-1], *graph.shape), rates.dtype)
-    return generator(blank.at[..., origin, target].set(rates))
+    return ops.generator(blank.at[..., origin, target].set(rates))
 
 
 def reversible(exchange: ArrayLike, stationary: ArrayLike) -> Array:
@@ -118,7 +160,9 @@ def reversible(exchange: ArrayLike, stationary: ArrayLike) -> Array:
         [[-0.5  0.5]
          [ 2.  -2. ]]
     """
-    exchange, law = jnp.asarray(exchange), jnp.asarray(stationary)
+    exchange, law = _vector(exchange, "exchange"), _vector(stationary, "stationary")
+    if is_known(law) and ((np.asarray(law) <= 0).any() or np.abs(np.asarray(law).sum(-1) - 1).max() > 1e-4):
+        raise ValueError("`stationary` must hold positive probabilities that sum to one.")
     states = law.shape[-1]
     i, j = np.triu_indices(states, 1)
     if exchange.shape[-1] != len(i):
@@ -127,7 +171,7 @@ def reversible(exchange: ArrayLike, stationary: ArrayLike) -> Array:
         )
     blank = jnp.zeros((*exchange.shape[:-1], states, states), exchange.dtype)
     pairs = blank.at[..., i, j].set(exchange).at[..., j, i].set(exchange)
-    return generator(pairs * jnp.sqrt(law[..., None, :] / law[..., :, None]))
+    return ops.generator(pairs * jnp.sqrt(law[..., None, :] / law[..., :, None]))
 
 
 def arrhenius(
@@ -150,10 +194,23 @@ def arrhenius(
         [[-3.  3.]
          [ 3. -3.]]
     """
+    energy, barrier = finite_numbers(energy, "energy"), numbers(barrier, "barrier")
+    states = np.shape(energy)[-1:]
+    if not states or np.shape(barrier)[-2:] != (*states, *states):
+        raise ValueError(
+            f"`energy` has shape {np.shape(energy)} and `barrier` {np.shape(barrier)}; K states need (..., K) and "
+            "(..., K, K)."
+        )
+    if is_known(barrier) and not (np.asarray(barrier) > -np.inf).all():
+        raise ValueError(
+            "`barrier` must be finite, or infinite where there is no jump; it holds nan or -inf."
+        )
+    temperature = positive_numbers(temperature, "temperature")
+    attempt_rate = positive_numbers(attempt_rate, "attempt_rate", zero=True)
     energy, barrier = jnp.asarray(energy), jnp.asarray(barrier)
     height = jnp.where(jnp.isinf(barrier), 0.0, barrier) - energy[..., :, None]
     rates = attempt_rate * jnp.exp(-height / temperature)
-    return generator(jnp.where(jnp.isinf(barrier), 0.0, rates))
+    return ops.generator(jnp.where(jnp.isinf(barrier), 0.0, rates))
 
 
 def driven_cycle(
@@ -185,6 +242,14 @@ def driven_cycle(
         >>> f"{entropy_production_rate(ring):.1f}"
         '0.0'
     """
+    energy, barrier = finite_numbers(energy, "energy"), finite_numbers(barrier, "barrier")
+    affinity = finite_numbers(affinity, "affinity")
+    temperature = positive_numbers(temperature, "temperature")
+    attempt_rate = positive_numbers(attempt_rate, "attempt_rate", zero=True)
+    if np.ndim(energy) == 0 or np.shape(energy)[-1:] != np.shape(barrier)[-1:]:
+        raise ValueError(
+            f"`energy` has shape {np.shape(energy)} and `barrier` {np.shape(barrier)}; both need (..., K)."
+        )
     energy, barrier = jnp.asarray(energy, float), jnp.asarray(barrier, float)
     states = energy.shape[-1]
     if states < 3:
@@ -194,7 +259,7 @@ def driven_cycle(
     backward = attempt_rate * jnp.exp(-(barrier - jnp.roll(energy, -1, -1) + push) / temperature)
     here, ahead = np.arange(states), (np.arange(states) + 1) % states
     blank = jnp.zeros((*forward.shape, states), forward.dtype)
-    return generator(blank.at[..., here, ahead].set(forward).at[..., ahead, here].set(backward))
+    return ops.generator(blank.at[..., here, ahead].set(forward).at[..., ahead, here].set(backward))
 
 
 def birth_death(birth: ArrayLike, death: ArrayLike) -> Array:
@@ -214,11 +279,20 @@ def birth_death(birth: ArrayLike, death: ArrayLike) -> Array:
          [ 3. -5.  2.]
          [ 0.  4. -4.]]
     """
+    birth, death = (
+        jnp.asarray(positive_numbers(rates, name, zero=True))
+        for rates, name in ((birth, "birth"), (death, "death"))
+    )
+    longest = max(birth.shape[-1:], death.shape[-1:])
+    if longest in ((), (0,)) or not {birth.shape[-1:], death.shape[-1:]} <= {(), (1,), longest}:
+        raise ValueError(
+            f"`birth` has shape {birth.shape} and `death` {death.shape}; both need (..., K - 1)."
+        )
     birth, death = jnp.broadcast_arrays(jnp.asarray(birth, float), jnp.asarray(death, float))
     states = birth.shape[-1] + 1
     low = np.arange(states - 1)
     blank = jnp.zeros((*birth.shape[:-1], states, states), birth.dtype)
-    return generator(blank.at[..., low, low + 1].set(birth).at[..., low + 1, low].set(death))
+    return ops.generator(blank.at[..., low, low + 1].set(birth).at[..., low + 1, low].set(death))
 
 
 def linear_chain(rates: ArrayLike) -> Array:
@@ -237,7 +311,7 @@ def linear_chain(rates: ArrayLike) -> Array:
          [ 0. -2.  2.]
          [ 0.  0.  0.]]
     """
-    rates = jnp.asarray(rates, float)
+    rates = jnp.asarray(_vector(rates, "rates"), float)
     return birth_death(rates, jnp.zeros_like(rates))
 
 
@@ -263,6 +337,10 @@ def flashing_ratchet(
         >>> print(flashing_ratchet(0.0, 1.0, 1.0)[0].round(1))
         [-3.  1.  1.  1.  0.  0.]
     """
+    num_sites = whole_number(num_sites, "num_sites", 2)
+    potential = finite_numbers(potential, "potential")
+    switching = positive_numbers(switching, "switching", zero=True)
+    diffusion = positive_numbers(diffusion, "diffusion", zero=True)
     potential, switching, diffusion = jnp.broadcast_arrays(
         *(jnp.asarray(x, float)[..., None, None] for x in (potential, switching, diffusion))
     )
@@ -271,4 +349,4 @@ def flashing_ratchet(
     off = diffusion * np.ones((num_sites, num_sites))
     switch = switching * np.eye(num_sites)
     above, below = jnp.concatenate([on, switch], -1), jnp.concatenate([switch, off], -1)
-    return generator(jnp.concatenate([above, below], -2))
+    return ops.generator(jnp.concatenate([above, below], -2))

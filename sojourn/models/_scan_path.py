@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.contrib.control_flow import scan
 
+from sojourn._arguments import shown
 from sojourn.distributions._missing import only_observed
 
-__all__ = ["Emission", "as_function", "scan_path"]
+__all__ = ["Emission", "as_function", "law_of_states", "scan_path"]
 
 Emission = Callable[[Any], dist.Distribution]
 
@@ -34,6 +36,17 @@ def as_function(given: Any, num_states: int, path: bool) -> Emission:
     if not callable(given):
         raise ValueError("`emission(num_states)` must return a function of the state or a distribution.")
     return given
+
+
+def law_of_states(by_state: Emission, num_states: int) -> dist.Distribution:
+    """The law of one observation, batched over all states."""
+    law = by_state(np.arange(num_states))
+    if not isinstance(law, dist.Distribution):
+        raise ValueError(
+            "`emission(num_states)` must return a function that gives the law of one observation in a state, such as "
+            f"`lambda state: dist.Normal(loc[state], scale)`; it gave {shown(law)}."
+        )
+    return law.expand((num_states,)) if law.batch_shape == () else law
 
 
 def scan_path(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers, shown, whole_number
 from sojourn.distributions._missing import is_missing
 
 __all__ = [
@@ -79,10 +80,13 @@ def read_series(
 ) -> tuple[Array | None, tuple[int, ...]]:
     """The data as an array, and ``(T,)`` or ``(N, T)``."""
     if y is None:
-        if num_steps is None or num_steps < 1:
+        if not isinstance(num_steps, int | np.integer) or num_steps < 1:
             raise ValueError("To simulate, `num_steps` must be a positive number of steps.")
+        num_series = None if num_series is None else whole_number(num_series, "num_series")
         return None, (num_steps,) if num_series is None else (num_series, num_steps)
-    y = jnp.asarray(y)
+    y = jnp.asarray(numbers(y, name))
+    if y.ndim < event:
+        raise ValueError(f"`{name}` has shape {y.shape}; one observation has {event} axes of its own.")
     shape = y.shape[: y.ndim - event]
     if len(shape) not in (1, 2):
         one = ", ..." if event else ""
@@ -100,7 +104,7 @@ def check_mask(y: Array | None, mask: Any, shape: tuple[int, ...], event: int, n
             raise ValueError(f"`{name}` is infinite at {_at(where)}; mark what was not observed by NaN.")
     if mask is None:
         return None
-    mask = jnp.asarray(mask, bool)
+    mask = jnp.asarray(numbers(mask, "mask"), bool)
     if mask.shape != shape:
         raise ValueError(f"`mask` has shape {mask.shape}; the series need {shape}.")
     missing = None if y is None else is_missing(y, event)
@@ -122,6 +126,7 @@ def check_mask(y: Array | None, mask: Any, shape: tuple[int, ...], event: int, n
 def check_lengths(lengths: Any, shape: tuple[int, ...]) -> None:
     if lengths is None:
         return
+    lengths = numbers(lengths, "lengths")
     if len(shape) == 1:
         raise ValueError("`lengths` describes several series; for one, cut it to its length.")
     if np.shape(lengths) != shape[:1]:
@@ -137,7 +142,7 @@ def check_lengths(lengths: Any, shape: tuple[int, ...]) -> None:
 def check_covariates(covariates: Any, shape: tuple[int, ...]) -> Array | None:
     if covariates is None:
         return None
-    covariates = jnp.asarray(covariates, float)
+    covariates = jnp.asarray(numbers(covariates, "covariates"), float)
     if covariates.ndim < 2 or covariates.shape[:-1] not in (shape, shape[-1:]):
         wanted = f"({', '.join(map(str, shape))}, P)"
         raise ValueError(f"`covariates` has shape {covariates.shape}; the series need {wanted}.")
@@ -185,8 +190,8 @@ def check_counts(counts: Any, mask: Any, lengths: Any) -> None:
 
 
 def check_categories(y: Any, num_categories: int, mask: Any, lengths: Any) -> None:
-    if num_categories < 2:
-        raise ValueError(f"`num_categories` must be at least two, not {num_categories}.")
+    if not isinstance(num_categories, int | np.integer) or num_categories < 2:
+        raise ValueError(f"`num_categories` must be at least two, not {shown(num_categories)}.")
     found = _seen_values(y, mask, lengths)
     if found is None:
         return
@@ -217,9 +222,15 @@ def pad(series: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
         >>> stacked.tolist(), lengths.tolist()
         ([[1, 2, 3], [4, 0, 0]], [3, 1])
     """
-    arrays = [np.asarray(s) for s in series]
-    if not arrays or any(len(a) == 0 for a in arrays):
+    if isinstance(series, str | Mapping) or not isinstance(series, Iterable):
+        raise ValueError(f"`series` must be a list of series, not {shown(series)}.")
+    arrays = [np.asarray(numbers(s, "series")) for s in series]
+    if not arrays or any(a.ndim == 0 or len(a) == 0 for a in arrays):
         raise ValueError("`pad` needs at least one series, and at least one observation in each.")
+    if len({a.shape[1:] for a in arrays}) > 1:
+        raise ValueError(
+            f"`pad` needs observations of one shape in all series; they are {[a.shape[1:] for a in arrays]}."
+        )
     lengths = np.array([len(a) for a in arrays])
     stacked = np.zeros((len(arrays), lengths.max(), *arrays[0].shape[1:]), np.result_type(*arrays))
     for row, a in zip(stacked, arrays, strict=True):

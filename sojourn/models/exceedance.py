@@ -57,6 +57,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, is_known, numbers, positive_numbers, shown, whole_number
 from sojourn.distributions import (
     KINDS,
     CensoredExcursion,
@@ -67,6 +68,7 @@ from sojourn.distributions import (
 )
 from sojourn.distributions._censored_excursion import read_kinds
 from sojourn.models._excursion_records import excursions, sign_runs
+from sojourn.models._given import posterior_of
 from sojourn.models._sign_path import scan_signs
 from sojourn.ops.covariance import (
     Covariance,
@@ -135,8 +137,11 @@ def _process(declared: Any, mean_interval: Any, typical: float, sensors: int | N
         mean_interval = dist.LogNormal(np.log(typical), 1.0)
     if isinstance(mean_interval, dist.Distribution):
         mean_interval = numpyro.sample("mean_interval", mean_interval, infer={"init": np.asarray(typical)})
-    elif not isinstance(mean_interval, jax.core.Tracer) and not np.all(np.asarray(mean_interval) > 0):
-        raise ValueError(f"`mean_interval` must be positive, or a prior; got {mean_interval}.")
+    else:
+        mean_interval = numbers(mean_interval, "mean_interval")
+        known = np.asarray(mean_interval) if is_known(mean_interval) else np.ones(())
+        if not ((known > 0) & np.isfinite(known)).all():
+            raise ValueError(f"`mean_interval` must be positive, or a prior; got {mean_interval}.")
     if sensors is not None:
         spread = numpyro.sample("mean_interval_sd", dist.HalfNormal(0.5), infer={"init": np.asarray(0.3)})
         with numpyro.plate("sensor", sensors):
@@ -154,7 +159,7 @@ def _level(level: Any, start: float) -> Any:
                 f"`level` must be a number of standard deviations, None or 'free'; got {level!r}."
             )
         return numpyro.sample("level", dist.Normal(0.0, 1.0), infer={"init": np.asarray(start)})
-    return level
+    return level if level is None else finite_numbers(level, "level")
 
 
 def _law(process: Covariance, level: Any, side: str, index: Any = None) -> Any:
@@ -213,7 +218,7 @@ def _read(
                 stacklevel=3,
             )
         data = data[variable].values
-    value = np.asarray(data)
+    value = np.asarray(numbers(data, variable))
     if value.ndim != 1 or value.size == 0:
         raise ValueError(
             f"{caller}(): `{variable}` must be (N,) with at least one entry; got shape {value.shape}."
@@ -249,7 +254,7 @@ def _read(
                 f"{caller}(): `side` must be 1 or 'above', and -1 or 'below'; got {sides[~known][0].item()!r}."
             )
         sides = sides == "above" if sides.dtype.kind in "US" else sides > 0
-    bounds = column(lower, "lower")
+    bounds = None if lower is None else column(numbers(lower, "lower"), "lower")
     if bounds is not None:
         empty = np.flatnonzero((kinds == KINDS.index("interval")) & ~(bounds < value))
         if empty.size:
@@ -271,7 +276,7 @@ def _read(
 def _groups(pieces: _Pieces | None, level: Any, count: int | None, caller: str) -> dict[str, _Pieces | None]:
     """The data of each law: one at level zero, else one on each side that occurs."""
     if pieces is None:
-        if count is None or count < 1:
+        if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"{caller}(): to simulate, `num_excursions` must be a positive number.")
         return dict.fromkeys(["both"] if level is None else ["above", "below"])
     if level is None:
@@ -311,6 +316,8 @@ def _observe(
     name: str,
 ) -> Any:
     """One observed site for each law, in a plate of its own."""
+    if subsample_size is not None:
+        subsample_size = whole_number(subsample_size, "subsample_size")
     values = {}
     for side, group in groups.items():
         suffix = "" if side == "both" else f"_{side}"
@@ -453,7 +460,7 @@ def run_lengths(
         ...     print(draws.shape, bool((draws >= 1).all()))
         (2, 4) True
     """
-    if not (np.ndim(step) == 0 and step > 0):
+    if not (np.ndim(numbers(step, "step")) == 0 and 0 < step < np.inf):
         raise ValueError(f"run_lengths(): `step` must be positive, the time between readings; got {step}.")
     pieces = _read(data, "length", kind, side, sensor, lower, level, "run_lengths")
     groups = _groups(pieces, level, num_excursions, "run_lengths")
@@ -512,16 +519,16 @@ def noisy_signs(
         >>> draws["y"].shape
         (2, 30)
     """
-    if not (np.ndim(step) == 0 and step > 0):
+    if not (np.ndim(numbers(step, "step")) == 0 and 0 < step < np.inf):
         raise ValueError(f"noisy_signs(): `step` must be positive, the time between readings; got {step}.")
     mean_run = 10.0
     if y is None:
-        if num_steps is None or num_steps < 1:
+        if not isinstance(num_steps, int | np.integer) or num_steps < 1:
             raise ValueError("noisy_signs(): to simulate, `num_steps` must be a positive number of readings.")
         if isinstance(mean_interval, int | float):
             mean_run = mean_interval / step
     else:
-        y = np.asarray(y, float)
+        y = np.asarray(numbers(y, "y"), float)
         seen = y[~np.isnan(y)]
         if y.ndim != 1 or not seen.size or not np.isin(seen, (0, 1)).all():
             raise ValueError("noisy_signs(): `y` must be (T,) of 0, 1 and NaN, with at least one reading.")
@@ -533,8 +540,9 @@ def noisy_signs(
     level = _level(level, start)
     sides = ["both"] if level is None else ["below", "above"]
     _tell(process, level, sides)
-    if flip is None:
-        flip = dist.Beta(1.0, 19.0)
+    flip = dist.Beta(1.0, 19.0) if flip is None else flip
+    if not isinstance(flip, dist.Distribution):
+        flip = numbers(flip, "flip")
     if isinstance(flip, dist.Distribution):
         flip = numpyro.sample("flip", flip, infer={"init": np.asarray(0.05)})
     elif not isinstance(flip, jax.core.Tracer) and not np.all(
@@ -546,6 +554,7 @@ def noisy_signs(
         )
     if num_ages is None:
         num_ages = int(np.clip(np.ceil(10 * mean_run), 32, 400))
+    num_ages = whole_number(num_ages, "num_ages")
     hazards = [SignRuns(_law(process, level, side), step).hazard(num_ages) for side in sides]
     hazard = jnp.stack(hazards) if len(hazards) == 2 else hazards[0]
     if path:
@@ -600,9 +609,18 @@ def slepian(
         ...     print(bool((draws["path"][:, 0] > 0).all()))
         True
     """
-    t = np.asarray(times, float)
-    if t.ndim != 1 or t.size == 0 or not (t[0] > 0 and (np.diff(t) > 0).all()):
+    t = np.asarray(numbers(times, "times"), float)
+    level = finite_numbers(level, "level")
+    if noise is not None and not isinstance(noise, dist.Distribution):
+        noise = positive_numbers(noise, "noise")
+    if t.ndim != 1 or t.size == 0 or not (t[0] > 0 and (np.diff(t) > 0).all() and t[-1] < np.inf):
         raise ValueError("slepian(): `times` since the crossing must be positive and increasing, (T,).")
+    if x is not None:
+        x = numbers(x, "x")
+        if np.shape(x) != t.shape:
+            raise ValueError(f"slepian(): `x` has shape {np.shape(x)}; {len(t)} times need ({len(t)},).")
+        if is_known(x) and np.isinf(x).any():
+            raise ValueError("slepian(): `x` must be finite; it holds infinity.")
     if direction not in (1, -1):
         raise ValueError(f"slepian(): `direction` must be 1 (up) or -1 (down); got {direction!r}.")
     if x is not None and noise is None:
@@ -660,6 +678,12 @@ def gaussian_paths(
         >>> path.shape
         (2000,)
     """
+    if not isinstance(covariance, Covariance):
+        check_covariance(covariance)
+    num_steps, step = whole_number(num_steps, "num_steps", 2), positive_numbers(step, "step")
+    num_paths = None if num_paths is None else whole_number(num_paths, "num_paths")
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"`key` must be a random key, such as jax.random.key(0), not {shown(key)}.")
     r = covariance(step * np.arange(num_steps))
     return sample_paths(key, r, () if num_paths is None else (num_paths,))
 
@@ -697,7 +721,11 @@ def posterior_law(
         ...     print(law.batch_shape, law.mean.round(6).tolist())
         (1, 3) [[4.0, 5.0, 6.0]]
     """
-    posterior = fit.posterior
+    posterior = posterior_of(fit)
+    if side not in ("above", "below"):
+        raise ValueError(f"`side` must be 'above' or 'below'; got {side!r}.")
+    if level is not None:
+        level = finite_numbers(level, "level")
     if "mean_interval" not in posterior:
         raise ValueError(
             "The fit has no `mean_interval`: it is not of a model of sojourn.models.exceedance, or that was fixed."
@@ -738,7 +766,7 @@ def posterior_law(
 def _ask(fit: Any, times: ArrayLike, method: str, options: dict[str, Any]) -> xr.DataArray:
     import xarray as xr
 
-    grid = np.atleast_1d(np.asarray(times, float))
+    grid = np.atleast_1d(np.asarray(numbers(times, "times"), float))
     if grid.ndim != 1 or not (np.isfinite(grid).all() and (grid >= 0).all()):
         raise ValueError(f"{method}(): `times` must be finite and not negative, (T,).")
     law = posterior_law(fit, **options)
@@ -831,8 +859,9 @@ def longest(fit: Any, number: int, *, seed: int = 0, **options: Any) -> xr.DataA
     """
     import xarray as xr
 
-    if number < 1:
-        raise ValueError(f"longest(): `number` of excursions must be at least 1; got {number}.")
+    if not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"longest(): `number` of excursions must be at least 1; got {number!r}.")
+    seed = whole_number(seed, "seed", None)
     law = posterior_law(fit, **options)
     uniform = jax.random.uniform(jax.random.key(seed), law.batch_shape, law.mean.dtype, minval=1e-12)
     # The longest of n has distribution function F^n; the survival is worked out without losing it against one.

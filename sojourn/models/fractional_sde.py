@@ -66,8 +66,10 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from sojourn._arguments import finite_numbers, numbers, whole_number
 from sojourn.distributions import LinearGaussian
 from sojourn.distributions._missing import fill_missing, only_observed
+from sojourn.models._given import posterior_of
 from sojourn.models._observation_grid import Grid, GridData, GridOptions, Units, read_data
 from sojourn.ops.fractional import HybridScheme, hybrid_scheme, unnormalised_variance
 
@@ -431,8 +433,8 @@ def _hurst(given: Any, caller: str) -> tuple[Any, bool]:
             )
         return numpyro.sample("hurst", given, infer={"event_dims": ["driver"]}), False
     if callable(given) or not _is_known(given):
-        return jnp.asarray(_declared("hurst", given)), False
-    given = np.asarray(given, float)
+        return jnp.asarray(numbers(_declared("hurst", given), "hurst")), False
+    given = np.asarray(numbers(given, "hurst"), float)
     if not ((given > 0) & (given < 1)).all():
         bad = given[~((given > 0) & (given < 1))].flat[0]
         raise ValueError(f"{caller}(): `hurst` must lie strictly between 0 and 1; got {bad:g}.")
@@ -472,7 +474,7 @@ def _shape_at(
     state = jax.ShapeDtypeStruct(state_shape, jnp.result_type(float))
     time = jax.ShapeDtypeStruct((), jnp.result_type(float))
     try:
-        return jnp.shape(jax.eval_shape(fn, state, time))
+        return jnp.shape(jax.eval_shape(lambda x, t: numbers(fn(x, t), name), state, time))
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{caller}(): `{name}` fails on a state of shape {state_shape}: {error}") from error
 
@@ -495,7 +497,7 @@ def _diffusion(
     if callable(found):
         return found, False
     if _is_known(found):
-        found = np.asarray(found, float)
+        found = np.asarray(numbers(found, "diffusion"), float)
         if not np.isfinite(found).all():
             raise ValueError(f"{caller}(): `diffusion` has an entry that is not finite.")
     return found, True
@@ -558,7 +560,7 @@ def _correlation(given: Any, num_drivers: int, caller: str) -> Any:
         factor = (
             jnp.linalg.cholesky(given)
             if not _is_known(given)
-            else _known_factor(np.asarray(given, float), caller)
+            else _known_factor(np.asarray(numbers(given, "correlation"), float), caller)
         )
     if jnp.shape(factor) != (num_drivers, num_drivers):
         raise ValueError(
@@ -585,7 +587,8 @@ def _observation_noise(given: Any, units: Units, state_shape: tuple[int, ...], c
         typical = 0.3 * np.ones(state_shape) * units.jump
         given, hint = dist.LogNormal(_log(typical), 1.0).to_event(len(state_shape)), _start(typical)
     errors = _declared("observation_noise", given, event_dims=["dimension"], **hint)
-    if _is_known(errors) and not np.all(np.asarray(errors) > 0):
+    errors = numbers(errors, "observation_noise")
+    if _is_known(errors) and not np.all((np.asarray(errors) > 0) & np.isfinite(errors)):
         raise ValueError(f"{caller}(): `observation_noise` must be positive; got {errors}.")
     if jnp.shape(errors) not in ((), state_shape):
         raise ValueError(
@@ -661,7 +664,8 @@ def _initial(given: Any, data: GridData, caller: str) -> Array:
         with data.plate():
             infer = {"event_dims": ["dimension"] if data.state_shape else [], **hint}
             return jnp.asarray(numpyro.sample("initial_state", given, infer=infer))
-    value, shape = jnp.asarray(_declared("initial_state", given), float), data.lead + data.state_shape
+    start = finite_numbers(_declared("initial_state", given), "initial")
+    value, shape = jnp.asarray(start, float), data.lead + data.state_shape
     try:
         return jnp.broadcast_to(value, shape)
     except ValueError:
@@ -692,10 +696,13 @@ def _rate(given: Any, data: GridData, caller: str) -> Any:
     hint: dict[str, Any] = {}
     if given is None:
         given, hint = dist.LogNormal(np.log(typical), 1.5).to_event(typical.ndim), _start(typical)
+    if not callable(given) and not isinstance(given, dist.Distribution):
+        given = finite_numbers(given, "rate")
     names = ["dimension", "other_dimension"] if np.ndim(given) == 2 else ["dimension"]
     if isinstance(given, dist.Distribution):
         names = ["dimension", "other_dimension"][: max(len(given.shape()), 1)]
     rate = _declared("rate", given, event_dims=names, **hint)
+    rate = rate if callable(rate) else finite_numbers(rate, "rate")
     shapes = [(), data.state_shape, *([data.state_shape * 2] if data.state_shape else [])]
     if callable(rate) or jnp.shape(rate) not in shapes:
         found = "a function" if callable(rate) else f"shape {jnp.shape(rate)}"
@@ -727,6 +734,7 @@ def _offset(given: Any, rate: Any, data: GridData, caller: str) -> Any:
         loc, width = data.units.mean * at, 4 * (data.units.spread + abs(data.units.mean)) * at
         given, hint = dist.Normal(loc, width).to_event(at.ndim), _start(loc)
     offset = _declared("offset", given, event_dims=["dimension"], **hint)
+    offset = finite_numbers(offset, "offset")
     if jnp.shape(offset) not in ((), data.state_shape):
         raise ValueError(
             f"{caller}(): `offset` has shape {jnp.shape(offset)}; the state has shape {data.state_shape}."
@@ -1001,16 +1009,22 @@ def mean_squared_displacement(
     """
     import xarray as xr
 
-    lags = np.asarray(lags, float)
-    if lags.ndim != 1 or not (lags > 0).all():
+    posterior = posterior_of(fit)
+    _check_choice("kind", kind, ("I", "II"), "mean_squared_displacement")
+    if hurst is not None:
+        _hurst(hurst, "mean_squared_displacement")
+    if diffusion is not None:
+        finite_numbers(diffusion, "diffusion")
+    lags = np.asarray(finite_numbers(lags, "lags"), float)
+    if lags.ndim != 1 or not lags.size or not (lags > 0).all():
         raise ValueError("mean_squared_displacement(): `lags` must be (L,), all positive.")
     lag = xr.DataArray(lags, dims="lag", coords={"lag": lags})
     found = []
     for what, given in (("hurst", hurst), ("diffusion", diffusion)):
         if given is not None:
             value = xr.DataArray(np.asarray(given, float), dims=["dimension"][: np.ndim(given)])
-        elif what in fit.posterior:
-            value = fit.posterior[what]
+        elif what in posterior:
+            value = posterior[what]
         else:
             raise ValueError(
                 f"mean_squared_displacement(): the fit has no `{what}`; give it, as it was fixed in the "
@@ -1071,8 +1085,11 @@ def drift_field(
     """
     import xarray as xr
 
-    states = np.asarray(states, float)
-    if states.ndim not in (1, 2):
+    states = np.asarray(finite_numbers(states, "states"), float)
+    time = float(finite_numbers(time, "time"))
+    if not (callable(drift) or isinstance(drift, dist.Distribution)):
+        finite_numbers(drift, "drift")
+    if states.ndim not in (1, 2) or not states.size:
         raise ValueError(f"drift_field(): `states` must be (S,) or (S, D); got shape {states.shape}.")
     draws, lead = _draws(fit)
     if params is None and isinstance(drift, eqx.Module):
@@ -1133,6 +1150,7 @@ def smoothed_state(
     """
     import xarray as xr
 
+    num_draws = whole_number(num_draws, "num_draws")
     draws, _ = _draws(fit)
     total = len(next(iter(draws.values())))
     chosen = np.unique(np.linspace(0, total - 1, min(num_draws, total)).astype(int))
@@ -1170,7 +1188,7 @@ def smoothed_state(
 
 def _draws(fit: Any) -> tuple[dict[str, Array], tuple[int, ...]]:
     """Every variable of the posterior with chains and draws in one leading axis; their numbers."""
-    posterior = fit.posterior
+    posterior = posterior_of(fit)
     lead = (posterior.sizes["chain"], posterior.sizes["draw"])
     arrays = {n: v.transpose("chain", "draw", ...).values for n, v in posterior.data_vars.items()}
     return {n: jnp.asarray(v.reshape((-1, *v.shape[2:]))) for n, v in arrays.items()}, lead

@@ -39,10 +39,12 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import is_known, numbers, positive_numbers, shown, whole_number
 from sojourn.distributions import HiddenMarkov, Ordered
 from sojourn.distributions._missing import is_missing
 from sojourn.models._decoding import decode, forecast
-from sojourn.models._scan_path import Emission, as_function, scan_path
+from sojourn.models._given import check_emission, check_priors
+from sojourn.models._scan_path import Emission, as_function, law_of_states, scan_path
 from sojourn.models._series import (
     Scale,
     check_categories,
@@ -151,11 +153,9 @@ def model(
     if num_states == 1 and (path or covariates is not None):
         what = "path=True" if path else "covariates on the transitions"
         raise ValueError(f"{what} needs at least two states; `num_states` is 1.")
-    given = emission(num_states)
-    by_state = as_function(given, num_states, path)
-    all_states = by_state(np.arange(num_states))
-    if all_states.batch_shape == ():
-        all_states = all_states.expand((num_states,))
+    check_emission(emission)
+    by_state = as_function(emission(num_states), num_states, path)
+    all_states = law_of_states(by_state, num_states)
     event = len(all_states.event_shape)
     y, shape = read_series(y, event, num_steps, num_series, name)
     mask = check_mask(y, mask, shape, event, name)
@@ -184,7 +184,10 @@ def _chain(
     covariates: Array | None,
 ) -> tuple[Any, Any]:
     """Priors on the chain: law of the first state, and transition matrix (with a time axis for covariates)."""
-    if concentration <= 0 or stickiness < 0:
+    for name, value in (("concentration", concentration), ("stickiness", stickiness)):
+        if is_known(numbers(value, name)) and not np.all(np.isfinite(value) & (np.asarray(value) >= 0)):
+            raise ValueError("`concentration` must be positive and `stickiness` not negative.")
+    if is_known(concentration) and not np.all(np.asarray(concentration) > 0):
         raise ValueError("`concentration` must be positive and `stickiness` not negative.")
     if num_states == 1:
         return np.ones(1), np.ones((1, 1))
@@ -211,7 +214,7 @@ def _chain(
         if covariates is not None:
             raise ValueError("With covariates the chain has no stationary law: use initial='free'.")
         return stationary(transition), transition
-    probs = jnp.asarray(initial)
+    probs = jnp.asarray(numbers(initial, "initial"))
     if probs.shape != (num_states,):
         raise ValueError(f"`initial` has shape {probs.shape}; {num_states} states need ({num_states},).")
     if not isinstance(probs, jax.core.Tracer):
@@ -269,6 +272,8 @@ def poisson(
         >>> draws["rate"].shape, draws["y"].shape
         ((2, 3), (2, 20))
     """
+    check_priors(rate_prior=rate_prior)
+    counts = None if counts is None else numbers(counts, "counts")
     check_counts(counts, chain.get("mask"), chain.get("lengths"))
     scale = Scale(counts, chain.get("mask"), chain.get("lengths"))
     prior = dist.LogNormal(_log(scale.mean), 1.0) if rate_prior is None else rate_prior
@@ -310,6 +315,8 @@ def normal(
         >>> draws["loc"].shape, draws["y"].shape
         ((2, 2), (2, 20))
     """
+    check_priors(loc_prior=loc_prior, scale_prior=scale_prior)
+    y = None if y is None else numbers(y, "y")
     scale = Scale(y, chain.get("mask"), chain.get("lengths"))
     loc_prior = dist.Normal(scale.mean, 2 * scale.sd) if loc_prior is None else loc_prior
     scale_prior = dist.LogNormal(_log(scale.sd) - 0.5, 1.0) if scale_prior is None else scale_prior
@@ -354,13 +361,23 @@ def multivariate_normal(
         ...     jax.random.key(0), None, num_states=2, dimension=3, num_steps=20)["y"].shape
         (2, 20, 3)
     """
+    check_priors(loc_prior=loc_prior, scale_prior=scale_prior)
+    correlation = positive_numbers(correlation, "correlation")
     if y is None:
         if dimension is None:
             raise ValueError("`dimension` is needed to simulate a multivariate normal model.")
+        dimension = whole_number(dimension, "dimension")
     else:
+        y = numbers(y, "y")
         if jnp.ndim(y) < 2:
             raise ValueError(f"The series has shape {jnp.shape(y)}; vectors need (T, D) or (N, T, D).")
+        if dimension is not None and dimension != jnp.shape(y)[-1]:
+            raise ValueError(
+                f"`dimension` is {shown(dimension)}, and the vectors of `y` have {jnp.shape(y)[-1]} entries."
+            )
         dimension = jnp.shape(y)[-1]
+        if 0 in jnp.shape(y):
+            raise ValueError(f"`y` is empty (shape {jnp.shape(y)}); a series needs at least one observation.")
     scale = Scale(y, chain.get("mask"), chain.get("lengths"), event_ndim=1)
     ones = np.ones(dimension)
     if loc_prior is None:
@@ -419,6 +436,8 @@ def categorical(
         ...     jax.random.key(0), None, num_states=2, num_categories=4, num_steps=20)["probs"].shape
         (2, 2, 4)
     """
+    y = None if y is None else numbers(y, "y")
+    emission_concentration = positive_numbers(emission_concentration, "emission_concentration")
     check_categories(y, num_categories, chain.get("mask"), chain.get("lengths"))
 
     def emission(num_states: int) -> Emission:

@@ -56,11 +56,13 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers, positive_numbers, shown, whole_number
 from sojourn.distributions import HiddenJumpProcess, MarkovJumpPath, Ordered, PanelJumpProcess, stack_paths
 from sojourn.distributions._missing import is_missing
 from sojourn.distributions._panel_jump_process import plain
 from sojourn.distributions._panel_times import default_max_rate, read_times
 from sojourn.models._decoding import decode
+from sojourn.models._given import check_emission, check_priors
 from sojourn.models._jump_answers import (
     entropy_production_rate,
     expected_statistics,
@@ -82,11 +84,12 @@ from sojourn.models._rate_matrices import (
     driven_cycle,
     flashing_ratchet,
     free,
+    generator,
     linear_chain,
     masked,
     reversible,
 )
-from sojourn.models._scan_path import Emission, as_function, scan_path
+from sojourn.models._scan_path import Emission, as_function, law_of_states, scan_path
 from sojourn.models._series import (
     Scale,
     check_categories,
@@ -97,7 +100,6 @@ from sojourn.models._series import (
     pad,
     read_series,
 )
-from sojourn.ops.rate_matrix import generator
 from sojourn.ops.transition_probability import Method
 
 __all__ = [
@@ -159,13 +161,20 @@ def _bare(x: Any) -> Any:
     return x.to_numpy() if hasattr(x, "to_numpy") else x
 
 
+def _scalar(value: Any, name: str) -> float:
+    number = positive_numbers(value, name)
+    if np.ndim(number):
+        raise ValueError(f"`{name}` must be one positive number, not {shown(value)}.")
+    return float(number)
+
+
 class _Times:
     """Times of observation, their unit, and the capacity that goes with them."""
 
     def __init__(self, times: Any, lengths: Any, time_unit: float | None, max_rate: float | None):
         if times is None:
             raise ValueError("`times`, at which the process is looked at, are needed, to simulate as well.")
-        times = _bare(times)
+        times = numbers(_bare(times), "times")
         shape = np.shape(times)
         check_lengths(lengths, shape)
         steps, within = read_times(times, lengths)
@@ -177,8 +186,10 @@ class _Times:
         self.steps, self.within = steps, within
         span = float(np.median(steps.sum(1)[within.any(1)]))
         typical = float(np.median(steps[within]))
-        self.unit = float(np.sqrt(span * typical)) if time_unit is None else float(time_unit)
-        self.max_rate = default_max_rate(steps, within) if max_rate is None else float(max_rate)
+        self.unit = float(np.sqrt(span * typical)) if time_unit is None else _scalar(time_unit, "time_unit")
+        self.max_rate = (
+            default_max_rate(steps, within) if max_rate is None else float(numbers(max_rate, "max_rate"))
+        )
 
     def coords(self) -> dict[str, Any]:
         shared = not self.several or (self.given == self.given[:1]).all()
@@ -277,11 +288,9 @@ def model(
         (3, 4)
     """
     names = _check_states(num_states, states)
-    given = emission(num_states)
-    by_state = as_function(given, num_states, path)
-    all_states = by_state(np.arange(num_states))
-    if all_states.batch_shape == ():
-        all_states = all_states.expand((num_states,))
+    check_emission(emission)
+    by_state = as_function(emission(num_states), num_states, path)
+    all_states = law_of_states(by_state, num_states)
     event = len(all_states.event_shape)
     clock, y = _clock_and_series(y, times, event, lengths, time_unit, max_rate, name)
     check_mask(y, mask, clock.shape, event, name)
@@ -351,6 +360,7 @@ def _clock_and_series(y, times, event, lengths, time_unit, max_rate, name) -> tu
     times = _bare(times)
     if y is None:
         return _Times(times, lengths, time_unit, max_rate), None
+    y = numbers(_bare(y), name)
     _, shape = read_series(y, event, None, None, name)
     y = plain(y)
     if len(shape) == 2 and np.ndim(times) == 1 and not isinstance(times, jax.core.Tracer):
@@ -456,6 +466,10 @@ def _check_labels(
 ) -> None:
     if y is None or isinstance(y, jax.core.Tracer):
         return
+    if censored is not None and not isinstance(censored, Mapping):
+        raise ValueError(
+            f"`censored` must map codes to states, such as {{99: [0, 1]}}, not {shown(censored)}."
+        )
     values = np.asarray(y, float)
     # A code stands for states: any admissible label will do for the check.
     values = np.where(np.isin(values, list(censored or {})), 0.0, values)
@@ -513,9 +527,12 @@ def misclassified(
         ((2,), (2, 6))
     """
     names = _check_states(num_states, process.get("states"))
-    known = None if isinstance(confusion, str) else np.asarray(confusion)
+    check_priors(error_prior=error_prior)
+    known = None if isinstance(confusion, str) else np.asarray(numbers(confusion, "confusion"))
+    if known is not None and known.ndim != 2:
+        raise ValueError(f"`confusion` has shape {known.shape}; {num_states} states need ({num_states}, M).")
     labels = num_states if known is None or known.dtype == bool else known.shape[-1]
-    y = _bare(y)
+    y = None if y is None else numbers(_bare(y), "y")
     check_categories(y, labels, process.get("mask"), process.get("lengths"))
 
     def emission(num_states: int) -> Emission:
@@ -598,7 +615,8 @@ def normal(
         >>> draws["loc"].shape, draws["scale"].shape
         ((2, 2), (2,))
     """
-    y = _bare(y)
+    check_priors(loc_prior=loc_prior, scale_prior=scale_prior)
+    y = None if y is None else numbers(_bare(y), "y")
     scale = Scale(y, process.get("mask"), process.get("lengths"))
     names = _check_states(num_states, process.get("states"))
     numeric = jnp if isinstance(scale.sd, jax.core.Tracer) else np
@@ -663,15 +681,17 @@ def complete(
         (2, 2, 201, 2)
     """
     names = _check_states(num_states, states)
-    duration = np.asarray(_bare(duration), float)
+    duration = np.asarray(numbers(_bare(duration), "duration"), float)
     if duration.ndim != 1 or not np.isfinite(duration).all() or (duration <= 0).any():
         raise ValueError("`duration` must hold one positive, finite time for each path, (N,).")
     count = len(duration)
     observed = None
-    unit = float(np.median(duration)) if time_unit is None else float(time_unit)
+    unit = float(np.median(duration)) if time_unit is None else _scalar(time_unit, "time_unit")
+    if max_jumps is not None:
+        max_jumps = whole_number(max_jumps, "max_jumps", 0)
     start_rates = None
     if paths is not None:
-        observed = np.asarray(_bare(paths), float)
+        observed = np.asarray(numbers(_bare(paths), "paths"), float)
         if observed.ndim != 3 or observed.shape[::2] != (count, 2):
             raise ValueError(f"`paths` has shape {observed.shape}; {count} durations need ({count}, J, 2).")
         found = observed[..., 1]

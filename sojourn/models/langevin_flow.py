@@ -47,6 +47,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import constraints
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.distributions._missing import only_observed
 from sojourn.models._neural_answers import (
     bits_per_spike,
@@ -146,6 +147,7 @@ def spikes(
     for name, number in (("num_dims", num_dims), ("hidden", hidden)):
         if not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"spikes(): `{name}` must be a positive integer, not {number!r}.")
+    seed = whole_number(seed, "seed", 0)
     counts, shape = _read_counts(counts, num_steps, num_trials, num_neurons)
     *lead, length, neurons = shape
     groups = {"spikes": np.arange(neurons)}
@@ -239,13 +241,13 @@ def _read_counts(
     """The counts as an array (NumPy where they are at hand), and ``([trials,] T, neurons)``."""
     if counts is None:
         for name, number in (("num_steps", num_steps), ("num_neurons", num_neurons)):
-            if number is None or number < 1:
+            if not isinstance(number, int | np.integer) or number < 1:
                 raise ValueError(f"spikes(): to simulate, `{name}` must be a positive integer; got {number}.")
-        if num_trials is not None and num_trials < 1:
+        if num_trials is not None and (not isinstance(num_trials, int | np.integer) or num_trials < 1):
             raise ValueError(f"spikes(): `num_trials` must be positive, or None for one; got {num_trials}.")
         lead = () if num_trials is None else (num_trials,)
         return None, (*lead, int(num_steps or 0), int(num_neurons or 0))
-    counts = counts if isinstance(counts, jax.core.Tracer) else np.asarray(counts)
+    counts = counts if isinstance(counts, jax.core.Tracer) else np.asarray(numbers(counts, "counts"))
     if counts.ndim not in (2, 3) or 0 in counts.shape:
         raise ValueError(
             f"spikes(): `counts` has shape {counts.shape}; it must be (T, neurons) or (trials, T, neurons), none of them 0."
@@ -288,6 +290,7 @@ def _log_mean(counts: Any, neurons: int) -> Any:
 def _positive(name: str, value: float | None, start: float) -> Any:
     if value is None:
         return numpyro.param(name, jnp.asarray(start, float), constraint=constraints.softplus_positive)
+    value = numbers(value, name)
     if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and 0 < value < np.inf):
         raise ValueError(f"spikes(): `{name}` must be a positive number, or None to learn it; got {value!r}.")
     return value

@@ -37,6 +37,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, numbers, positive_numbers
+from sojourn.models._given import check_priors
 from sojourn.ops.maximum_caliber import (
     Driven,
     averages,
@@ -169,10 +171,14 @@ def long_run_averages(
     tilt, process = _sample_tilt(rate_matrix, dwell, jump, tilt_prior, observables)
     driven, mean, covariance = _tilted_sites(tilt, process, "expected_average")
     numpyro.deterministic("entropy_production", entropy_production_rate(driven.rate_matrix))
-    value = None if average is None else jnp.atleast_2d(jnp.asarray(average))
-    if value is not None and value.shape[-1] != tilt.shape[-1]:
+    value = None if average is None else jnp.atleast_2d(jnp.asarray(finite_numbers(average, "average")))
+    if value is not None and (value.ndim > 2 or value.shape[-1] != tilt.shape[-1] or not len(value)):
         raise ValueError(
             f"`average` has shape {value.shape}; the last axis counts {tilt.shape[-1]} observables."
+        )
+    if duration.ndim > 1 or (value is not None and duration.ndim and len(duration) not in (1, len(value))):
+        raise ValueError(
+            f"`duration` has shape {duration.shape}; it must be one number, or one for each record."
         )
     duration = jnp.broadcast_to(
         duration, np.broadcast_shapes(duration.shape, (1,) if value is None else value.shape[:1])
@@ -284,7 +290,11 @@ def voltage_gated_channel_averages(
     """
     duration = _check_duration(duration)
     voltages = _check_voltages(voltages, average, "average")
-    value = None if average is None else jnp.asarray(average)
+    value = None if average is None else jnp.asarray(finite_numbers(average, "average"))
+    if duration.shape not in ((), (len(voltages),)):
+        raise ValueError(
+            f"`duration` has shape {duration.shape}; it must be one number, or ({len(voltages)},)."
+        )
     pace = 1.0 if value is None else value[:, 2].mean()
     priors = (gating_charge_prior, preference_prior, activity_prior)
     _, mean, covariance = _sample_channel(
@@ -307,8 +317,9 @@ def _sample_tilt(
     prior: dist.Distribution | None,
     observables: Sequence[str] | None,
 ) -> tuple[Array, Process]:
+    check_priors(tilt_prior=prior)
     given = dwell if dwell is not None else jump
-    size = 0 if given is None else np.shape(given)[0]
+    size = (np.shape(given) or (0,))[0] if given is not None else 0
     process = process_arrays(jnp.zeros(size), rate_matrix, dwell, jump)[1:]
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
     if not prior.event_shape:
@@ -358,9 +369,7 @@ def _central_limit(mean: Array, covariance: Array, duration: Array) -> dist.Dist
 
 
 def _check_duration(duration: ArrayLike) -> Array:
-    if is_concrete(duration) and not (np.asarray(duration) > 0).all():
-        raise ValueError("`duration` must be positive.")
-    return jnp.asarray(duration, float)
+    return jnp.asarray(positive_numbers(duration, "duration"), float)
 
 
 def _read_record(
@@ -370,6 +379,8 @@ def _read_record(
     states = len(rate_matrix)
     allowed = (rate_matrix > 0) & ~np.eye(states, dtype=bool)
     origin, target = np.nonzero(allowed)
+    dwell_times = numbers(dwell_times, "dwell_times")
+    jump_counts = None if jump_counts is None else finite_numbers(jump_counts, "jump_counts")
     times = jnp.maximum(jnp.asarray(dwell_times, float), 1e-30)  # a state may not have been visited
     shape = np.shape(dwell_times)
     if not shape or shape[-1] != states:
@@ -409,7 +420,7 @@ _BOLTZMANN = 0.08617333  # mV e / K
 
 
 def _check_voltages(voltages: ArrayLike, data: ArrayLike | None, name: str) -> np.ndarray:
-    voltages = np.asarray(voltages, float)
+    voltages = np.asarray(numbers(voltages, "voltages"), float)
     if voltages.ndim != 1 or not len(voltages) or not np.isfinite(voltages).all():
         raise ValueError(f"`voltages` must be a vector of numbers in mV, not of shape {voltages.shape}.")
     if data is not None and np.shape(data) != (len(voltages), 3):
@@ -435,13 +446,17 @@ def _sample_channel(
     average: str = "average",
 ) -> tuple[Array, Array, Array]:
     """Rates ``(V, 3, 3)``, averages ``(V, 3)`` and their covariances ``(V, 3, 3)``."""
-    charge = np.asarray(charge_fraction, float)
+    check_priors(
+        gating_charge_prior=gating_charge_prior,
+        preference_prior=preference_prior,
+        activity_prior=activity_prior,
+    )
+    charge = np.asarray(numbers(charge_fraction, "charge_fraction"), float)
     if charge.shape != (3,) or charge[0] != 0 or charge[2] != 1 or not 0 < charge[1] <= 1:
         raise ValueError(
             f"`charge_fraction` is (0, c, 1) in C1, C2, O, with 0 < c <= 1, not {charge.tolist()}."
         )
-    if not temperature > 0:
-        raise ValueError("`temperature` must be positive, in kelvin.")
+    temperature = positive_numbers(temperature, "temperature")
     if gating_charge_prior is None:
         gating_charge_prior = dist.Normal(0.0, 5.0)
     if preference_prior is None:

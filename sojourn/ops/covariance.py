@@ -39,6 +39,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, is_known, numbers, shown
+
 __all__ = [
     "Covariance",
     "DampedCosine",
@@ -52,8 +54,8 @@ __all__ = [
 ]
 
 
-def _real(x: ArrayLike) -> Array:
-    return jnp.asarray(x, float)
+def _real(name: str) -> Callable[[ArrayLike], Array]:
+    return lambda x: jnp.asarray(numbers(x, name), float)
 
 
 class Covariance(eqx.Module):
@@ -72,7 +74,10 @@ class Covariance(eqx.Module):
         6.2832
     """
 
-    scale: Any = eqx.field(converter=_real, default=1.0, kw_only=True)
+    scale: Any = eqx.field(converter=_real("scale"), default=1.0, kw_only=True)
+
+    def __check_init__(self) -> None:
+        _check_positive(self)
 
     def correlation(self, x: Array) -> Array:
         """``r`` at ``x = t / scale``, non-negative."""
@@ -121,7 +126,7 @@ class Covariance(eqx.Module):
             >>> print(f"{Diffusion(2.0).with_mean_interval(5.0).mean_interval():.4f}")
             5.0000
         """
-        scale = _real(mean_interval) * jnp.sqrt(self.curvature()) / jnp.pi
+        scale = jnp.asarray(mean_interval, float) * jnp.sqrt(self.curvature()) / jnp.pi
         return eqx.tree_at(lambda covariance: covariance.scale, self, scale)
 
 
@@ -140,7 +145,7 @@ class Diffusion(Covariance):
         6.2832
     """
 
-    dimension: Any = eqx.field(converter=_real, default=2.0)
+    dimension: Any = eqx.field(converter=_real("dimension"), default=2.0)
 
     def _parts(self, x: Array) -> tuple[Array, Array]:
         """``tanh(x / 2)`` and ``log sech(x / 2)``, the latter exact at both ends."""
@@ -302,7 +307,7 @@ class RationalQuadratic(Covariance):
         0.3333
     """
 
-    alpha: Any = eqx.field(converter=_real, default=2.0)
+    alpha: Any = eqx.field(converter=_real("alpha"), default=2.0)
 
     def _log_correlation(self, x: Array) -> Array:
         return -self.alpha * jnp.log1p(x**2 / (2 * self.alpha))
@@ -336,7 +341,9 @@ class DampedCosine(Covariance):
         0.3277
     """
 
-    frequency: Any = eqx.field(converter=_real, default=0.5)
+    frequency: Any = eqx.field(
+        converter=lambda x: jnp.asarray(finite_numbers(x, "frequency"), float), default=0.5
+    )
 
     def correlation(self, x: Array) -> Array:
         return jnp.exp(-0.5 * x**2) * jnp.cos(self.frequency * x)
@@ -381,11 +388,26 @@ class FromFunction(Covariance):
     function: Callable[[Array], Array] = eqx.field(static=True)
     one_minus: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
 
+    def __check_init__(self) -> None:
+        for name, function in (("function", self.function), ("one_minus", self.one_minus)):
+            if function is not None and not callable(function):
+                raise ValueError(
+                    f"FromFunction: `{name}` must be a function of the lag, not {shown(function)}."
+                )
+
     def correlation(self, x: Array) -> Array:
         return self.function(x)
 
     def one_minus_correlation(self, x: Array) -> Array:
         return 1.0 - self.function(x) if self.one_minus is None else self.one_minus(x)
+
+
+def _check_positive(covariance: Covariance) -> None:
+    for field in ("scale", "dimension", "alpha"):
+        value = getattr(covariance, field, 1.0)
+        known = np.asarray(value) if is_known(value) else np.ones(())
+        if not ((known > 0) & np.isfinite(known)).all():
+            raise ValueError(f"{type(covariance).__name__}: `{field}` must be positive; got {value}.")
 
 
 def check_covariance(covariance: Any) -> None:
@@ -402,10 +424,8 @@ def check_covariance(covariance: Any) -> None:
     leaves = jax.tree.leaves(covariance)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
+    _check_positive(covariance)
     name = type(covariance).__name__
-    for field in ("scale", "dimension", "alpha"):
-        if not np.all(np.asarray(getattr(covariance, field, 1.0)) > 0):
-            raise ValueError(f"{name}: `{field}` must be positive; got {getattr(covariance, field)}.")
     at_zero = covariance.correlation(jnp.zeros(()))
     if isinstance(at_zero, jax.core.Tracer):  # the function closes over values that are not known yet
         return

@@ -42,6 +42,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammainc, gammaincc, gammaln
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers, whole_number
 from sojourn.ops import gaussian_path
 
 __all__ = [
@@ -667,12 +668,13 @@ def _checked_rates(rates: ArrayLike | None, num_terms: int, num_steps: int) -> t
     if num_steps < 1:
         raise ValueError(f"`num_steps` is {num_steps}; the grid needs one step at least.")
     if rates is not None:
-        given = np.asarray(rates, float)
+        given = np.asarray(numbers(rates, "rates"), float)
         if given.ndim != 1 or len(given) < 2 or (given < 0).any() or len(np.unique(given)) < len(given):
             raise ValueError(
                 f"`rates` is {given.tolist()}; it needs (num_terms,), two or more distinct rates per step, not negative."
             )
         return tuple(given.tolist())
+    num_terms = whole_number(num_terms, "num_terms", None)
     if num_terms < 2:
         raise ValueError(f"`num_terms` is {num_terms}; the kernel's tail needs two exponentials at least.")
     if num_steps > _LONGEST.get(num_terms, np.inf):
@@ -698,7 +700,7 @@ def _checked_hurst(hurst: ArrayLike, scalar: bool = True) -> Array:
             f"`hurst` has shape {np.shape(hurst)}; it must be a scalar: use jax.vmap for several."
         )
     if not isinstance(hurst, jax.core.Tracer):
-        value = np.asarray(hurst, float)
+        value = np.asarray(numbers(hurst, "hurst"), float)
         if not ((value > 0) & (value < 1)).all():
             raise ValueError(f"`hurst` is {value.tolist()}; it must be above 0 and below 1.")
     hurst = jnp.asarray(hurst)
@@ -706,6 +708,7 @@ def _checked_hurst(hurst: ArrayLike, scalar: bool = True) -> Array:
 
 
 def _checked_positive(value: ArrayLike, name: str, meaning: str) -> Array:
+    value = numbers(value, name)
     if not isinstance(value, jax.core.Tracer) and not (np.asarray(value) > 0).all():
         raise ValueError(f"`{name}` is {np.asarray(value).tolist()}; {meaning} must be above 0.")
     value = jnp.asarray(value)

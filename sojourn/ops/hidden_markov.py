@@ -31,9 +31,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.nn import logsumexp
 from jax.typing import ArrayLike
+
+from sojourn._arguments import is_known, positive_numbers
 
 __all__ = [
     "Filtered",
@@ -570,6 +573,12 @@ def stationary(transition: ArrayLike) -> Array:
         >>> print(stationary(jnp.array([[0.9, 0.1], [0.2, 0.8]])).round(4))
         [0.6667 0.3333]
     """
+    transition = positive_numbers(transition, "transition", zero=True)
+    shape = np.shape(transition)
+    if len(shape) < 2 or shape[-1] != shape[-2] or not shape[-1]:
+        raise ValueError(f"`transition` has shape {shape}; K states need (..., K, K).")
+    if is_known(transition) and np.abs(np.asarray(transition).sum(-1) - 1.0).max() > 1e-3:
+        raise ValueError("`transition` has a row that does not sum to one.")
     return _stationary(jnp.asarray(transition))
 
 

@@ -17,6 +17,7 @@ from jax.nn import logsumexp
 from jax.scipy.linalg import expm
 from jax.typing import ArrayLike
 
+from sojourn._arguments import finite_numbers, numbers, positive_numbers, shown
 from sojourn.ops.perron import check_irreducible, deviation_matrix, perron
 from sojourn.ops.rate_matrix import check_rate_matrix
 
@@ -75,6 +76,11 @@ def process_arrays(
     """The four arrays in one type, with zeros for a missing kind of observable."""
     if dwell is None and jump is None:
         raise ValueError("A tilt needs something to tilt by: pass `dwell`, `jump` or both.")
+    if tilt is None:
+        raise ValueError(f"`{name}` must be a vector of numbers, one for each observable.")
+    tilt = numbers(tilt, name)
+    dwell = None if dwell is None else numbers(dwell, "dwell")
+    jump = None if jump is None else numbers(jump, "jump")
     _check(rate_matrix)
     states = np.shape(rate_matrix)[-1]
     size = np.shape(tilt)[-1] if np.ndim(tilt) else 0
@@ -247,6 +253,12 @@ def green_kubo(rate_matrix: ArrayLike, dwell: ArrayLike) -> Array:
         [[0.25]]
     """
     _check(rate_matrix)
+    if dwell is None:
+        raise ValueError("`dwell` must hold what each observable collects in each state, (..., A, K).")
+    dwell, states = finite_numbers(dwell, "dwell"), np.shape(rate_matrix)[-1]
+    if np.ndim(dwell) < 2 or np.shape(dwell)[-1] != states:
+        raise ValueError(f"`dwell` has shape {np.shape(dwell)}; {states} states need (..., A, {states}).")
+    rate_matrix = jnp.asarray(rate_matrix)
     _, log_right, log_left = perron(rate_matrix)
     law = jnp.exp(log_right + log_left)
     dwell = jnp.asarray(dwell)
@@ -279,14 +291,19 @@ def finite_time_free_energy(
         >>> print(finite_time_free_energy(jnp.array([jnp.log(3.0)]), switch, jump=count, duration=5.0).round(4))
         2.0
     """
-    if is_concrete(duration) and not (np.asarray(duration) > 0).all():
-        raise ValueError("`duration` must be positive.")
+    duration = positive_numbers(duration, "duration")
     arrays = process_arrays(tilt, rate_matrix, dwell, jump)
     if initial is None:
         _, log_right, log_left = perron(arrays[1])
         initial = jnp.exp(log_right + log_left)
-    elif is_concrete(initial) and np.abs(np.asarray(initial).sum(-1) - 1).max() > 1e-4:
-        raise ValueError("`initial` must hold probabilities that sum to one.")
+    else:
+        initial, states = positive_numbers(initial, "initial", zero=True), np.shape(rate_matrix)[-1]
+        if np.shape(initial)[-1:] != (states,):
+            raise ValueError(
+                f"`initial` has shape {np.shape(initial)}; {states} states need (..., {states})."
+            )
+        if is_concrete(initial) and np.abs(np.asarray(initial).sum(-1) - 1).max() > 1e-4:
+            raise ValueError("`initial` must hold probabilities that sum to one.")
     return _batched_finite_time(*arrays, jnp.asarray(duration), jnp.asarray(initial))
 
 
@@ -444,6 +461,21 @@ def maximum_entropy(tilt: ArrayLike, features: ArrayLike, log_weight: ArrayLike 
         >>> print(maximum_entropy(jnp.array([jnp.log(3.0)]), jnp.array([[0.0, 1.0]])).round(4))
         [0.25 0.75]
     """
+    tilt, features = finite_numbers(tilt, "tilt"), finite_numbers(features, "features")
+    log_weight = numbers(log_weight, "log_weight")
+    size = np.shape(tilt)[-1:]
+    if not size or np.ndim(features) < 2 or np.shape(features)[-2:-1] != size or 0 in np.shape(features):
+        raise ValueError(
+            f"`tilt` has shape {np.shape(tilt)} and `features` {np.shape(features)}; they need (..., A) and (..., A, K)."
+        )
+    if np.shape(log_weight)[-1:] not in ((), (1,), np.shape(features)[-1:]):
+        raise ValueError(
+            f"`log_weight` has shape {np.shape(log_weight)}; {np.shape(features)[-1]} states need one each."
+        )
+    if is_concrete(log_weight) and not (np.asarray(log_weight) < np.inf).all():
+        raise ValueError(
+            "`log_weight` must be finite, or -inf for a state that cannot be; it holds nan or inf."
+        )
     energy = (jnp.asarray(tilt)[..., None, :] @ jnp.asarray(features))[..., 0, :]
     return jax.nn.softmax(energy + jnp.asarray(log_weight), -1)
 
@@ -464,6 +496,7 @@ def entropy_flow(rate_matrix: ArrayLike) -> Array:
         [[ 0.    -0.693]
          [ 0.693  0.   ]]
     """
+    check_rate_matrix(rate_matrix)
     rates = jnp.asarray(rate_matrix)
     moves = jnp.where(jnp.eye(rates.shape[-1], dtype=bool), 0.0, rates)
     log = jnp.where(moves > 0, jnp.log(jnp.where(moves > 0, moves, 1.0)), -jnp.inf)
@@ -488,7 +521,12 @@ def cycle_affinity(rate_matrix: ArrayLike, cycle: Sequence[int]) -> Array:
         >>> print(cycle_affinity(ring, [0, 1, 2]).round(4))
         3.2958
     """
+    check_rate_matrix(rate_matrix)
     states = np.shape(rate_matrix)[-1]
+    way = np.asarray(numbers(cycle, "cycle"))
+    if way.ndim != 1 or not np.issubdtype(way.dtype, np.integer):
+        raise ValueError(f"`cycle` must be a list of states, such as [0, 1, 2], not {shown(cycle)}.")
+    cycle = way.tolist()
     if len(cycle) < 3 or len(set(cycle)) < len(cycle) or not set(cycle) <= set(range(states)):
         raise ValueError(f"A cycle is three or more different states below {states}, not {list(cycle)}.")
     return entropy_flow(rate_matrix)[..., list(cycle), [*cycle[1:], cycle[0]]].sum(-1)

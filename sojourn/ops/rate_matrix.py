@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from sojourn._arguments import numbers
+
 __all__ = [
     "check_rate_matrix",
     "entropy_production_rate",
@@ -42,6 +44,7 @@ def check_rate_matrix(rate_matrix: Any, name: str = "rate_matrix") -> None:
         Traceback (most recent call last):
         ValueError: Row 0 of `rate_matrix` sums to 1; the rows of a rate matrix sum to zero ...
     """
+    rate_matrix = numbers(rate_matrix, name)
     shape = np.shape(rate_matrix)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
         raise ValueError(f"`{name}` has shape {shape}; K >= 2 states need (..., K, K).")

@@ -118,6 +118,58 @@ def test_evaluation_knows_the_terms_the_gaps_and_new_data():
     assert abs(product.mean() - both) < 4.5 * product.std() / np.sqrt(4000)
 
 
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_site_that_the_carry_does_not_hold_makes_a_mixture_of_every_step(carried):
+    def mixture(y):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+
+        def step(shift, y):
+            s = numpyro.sample("s", dist.Categorical(jnp.asarray(MOVE[0])))
+            numpyro.sample("y", dist.Normal(loc[s] + (shift if carried else 0.0), 0.5), obs=y)
+            return (shift + 0.1, None) if carried else (None, None)
+
+        scan(step, 0.0 if carried else None, y)
+
+    shift = 0.1 * np.arange(len(Y)) * carried
+    by_state = MOVE[0] * np.exp(-0.5 * ((Y[:, None] - shift[:, None] - LOC) / 0.5) ** 2) / np.sqrt(np.pi / 2)
+    found = evaluate(marginalize(mixture), (Y,), {}, one_draw(loc=LOC), jax.random.key(0))
+    np.testing.assert_allclose(found.log_likelihood["y"][0, 0], np.log(by_state.sum(1)), atol=2e-6)
+    prior = dist.Normal(0.0, 3.0).log_prob(LOC).sum()
+    np.testing.assert_allclose(found.log_joint[0, 0], prior + np.log(by_state.sum(1)).sum(), rtol=1e-6)
+    assert found.replicated["y"].shape == found.one_step_ahead["y"].shape == (1, 1, len(Y))
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_draws_of_an_expanded_law_have_the_shape_of_the_data(summed):
+    """1000 replicates: means of every entry within 4.5 standard errors; no entry is a copy of another."""
+
+    def repeated(y):
+        def step(s, y):
+            if summed:
+                s = numpyro.sample("s", dist.Categorical(jnp.asarray(MOVE)[s]))
+            else:
+                s = numpyro.sample("s", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(1.0 * s, 0.5).expand([3]).to_event(1), obs=y)
+            return s, None
+
+        scan(step, jnp.array(0) if summed else 0.0, y)
+
+    y = np.stack([Y, Y, Y], 1)
+    draws = {"": jnp.zeros((1, 1000))} if summed else {"s": jnp.broadcast_to(jnp.asarray(Y), (1, 1000, 6))}
+    found = evaluate(marginalize(repeated) if summed else repeated, (y,), {}, draws, jax.random.key(0))
+    drawn = found.replicated["y"][0]
+    assert drawn.shape == (1000, 6, 3)
+    assert (drawn[..., :2] != drawn[..., 1:]).all()
+    if summed:
+        law = np.stack([MOVE[0] @ np.linalg.matrix_power(MOVE, t) for t in range(6)])
+        mean, second = law @ np.arange(3.0), law @ np.arange(3.0) ** 2
+        assert found.one_step_ahead["y"].shape == (1, 1000, 6, 3)
+    else:
+        mean, second = Y, Y**2
+    error = np.sqrt((second - mean**2 + 0.25) / 1000)
+    assert (np.abs(drawn.mean(0) - mean[:, None]) < 4.5 * error[:, None]).all()
+
+
 def test_it_simulates():
     """Lag-one product of 4000 simulated series against its expectation."""
     posterior = {"loc": jnp.broadcast_to(jnp.asarray(LOC), (4000, 3))}

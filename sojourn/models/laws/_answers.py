@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import betaincinv
 
+from sojourn._arguments import must_be
 from sojourn.distributions import LawRows
 from sojourn.models.laws._cast import numeric
 from sojourn.models.laws._imagine import Beliefs, decode_into, next_codes
@@ -84,7 +85,18 @@ def edit_distance(
         >>> edit_distance(space, a, b), edit_distance(space, a, b, normalised=True).round(2)
         (array([1.]), array([0.33]))
     """
-    num = len(next(iter(jax.tree.leaves(numeric(states)))))
+    must_be(isinstance(space, Space), "space", "a Space", space)
+    sizes = {}
+    for what, given in (("states", states), ("others", others)):
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(numeric(given))]
+        if not shapes or any(not shape or shape[0] != shapes[0][0] for shape in shapes):
+            raise ValueError(
+                f"edit_distance: `{what}` must hold arrays with one leading axis, (T, ...), in common."
+            )
+        sizes[what] = shapes[0][0]
+    if sizes["states"] != sizes["others"]:
+        raise ValueError(f"edit_distance: there are {sizes['states']} states and {sizes['others']} others.")
+    num = sizes["states"]
     edits, leaves = np.zeros(num), np.zeros(num)
     for group in space.groups:
         a, b = space.alive(states, group, "states"), space.alive(others, group, "others")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn._arguments import must_be
 from sojourn.models.laws._law import Effect, Law, View
 from sojourn.models.laws._space import ALIVE, GONE, Attribute, Space
 
@@ -53,6 +54,7 @@ class Cast(NamedTuple):
 
 def numeric(state: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays as laws compute with them: whole numbers as int32, whatever they are stored as."""
+    must_be(isinstance(state, Mapping), "states", "a mapping from names to arrays", state)
     result: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):

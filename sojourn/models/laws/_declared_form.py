@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn._arguments import must_be
 from sojourn.environments import Transitions
 from sojourn.models.laws._expressions import Expressions, Node, Scope, Unreadable, fail, joined, parse
 from sojourn.models.laws._law import Effect, Law, anywhere, law, one_of, when
@@ -93,6 +94,13 @@ def read_laws(
         Traceback (most recent call last):
         ValueError: line 3, law 'collect_wood': nothing is called 'tre' here; there are grass, tree, ...
     """
+    must_be(
+        isinstance(path_or_text, str | PathLike) and path_or_text != "",
+        "path_or_text",
+        "text, or a file",
+        path_or_text,
+    )
+    must_be(isinstance(space, Space), "space", "a Space", space)
     text = str(path_or_text)
     if isinstance(path_or_text, PathLike) or "\n" not in text:
         text = Path(path_or_text).read_text(encoding="utf-8")

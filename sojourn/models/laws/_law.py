@@ -11,6 +11,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 
+from sojourn._arguments import is_list, must_be, numbers, shown
+
 __all__ = ["Effect", "Law", "Outcome", "View", "anywhere", "law", "one_of", "when"]
 
 
@@ -73,8 +75,8 @@ def one_of(values: Any, p: Sequence[Any] | None = None) -> Outcome:
     if len(probs) != len(values):
         raise ValueError(f"one_of: {len(values)} values have {len(probs)} probabilities.")
     if not any(isinstance(x, Tracer) for x in probs):
-        known = np.asarray(probs, float)
-        if np.any(known < 0) or abs(known.sum() - 1) > 1e-5:
+        known = np.asarray(numbers(probs, "p"), float)
+        if not np.all(known >= 0) or abs(known.sum() - 1) > 1e-5:
             raise ValueError(f"one_of: the probabilities {known.tolist()} do not sum to one.")
     return Outcome(values, probs)
 
@@ -166,6 +168,9 @@ def law(
 
 
 def _make(function, each, after, prior, name):
+    must_be(name is None or isinstance(name, str), "name", "text", name)
+    must_be(each is None or isinstance(each, str), "each", "the name of a class of objects", each)
+    must_be(isinstance(after, str) or is_list(after), "after", "a name, or a list of names", after)
     name = name or getattr(function, "__name__", "law")
     if not callable(function):
         raise ValueError(f"law {name!r}: a law is a function of a state and an action, not {function!r}.")
@@ -180,6 +185,14 @@ def _make(function, each, after, prior, name):
         what = "(state, action)" if each is None else f"({each}, state, action)"
         raise ValueError(
             f"law {name!r}: its arguments without a default must be {what}; there are {len(plain)}."
+        )
+    other = next(
+        (p for p in arguments if p.default is not p.empty and not isinstance(p.default, dist.Distribution)),
+        None,
+    )
+    if other is not None:
+        raise ValueError(
+            f"law {name!r}: the default of {other.name!r} must be a distribution, its prior, not {shown(other.default)}."
         )
     parameters = {p.name: p.default for p in arguments if isinstance(p.default, dist.Distribution)}
     after = (after,) if isinstance(after, str) else tuple(after)

@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 
+from sojourn._arguments import is_list, must_be
 from sojourn.environments import Transitions, hooks
 from sojourn.models.laws._cast import cast_one, numeric, with_shape
 from sojourn.models.laws._routing import Routed
@@ -77,6 +78,8 @@ class NoisyWorld:
     """A world under some kinds of stochasticity; made by :meth:`World.under`."""
 
     def __init__(self, world: Any, transforms: Sequence[Any]):
+        must_be(hasattr(world, "pool") and hasattr(world, "names"), "world", "a World", world)
+        must_be(is_list(transforms), "transforms", "a list of kinds of stochasticity", transforms)
         self.world = world
         self.transforms = list(transforms)
         kinds = (RandomAction, StickyAction, RandomEvent, SuddenDrift, CyclicDrift, Hidden, Represented)

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sojourn._arguments import is_list, must_be
 from sojourn.environments import Transitions
+from sojourn.environments.transitions import check_transitions
 from sojourn.models.laws._cast import numeric
 from sojourn.models.laws._law import Law
 from sojourn.models.laws._space import Space
@@ -47,7 +49,11 @@ def library(laws: Iterable[Law], space: Space | None = None) -> Proposer:
         >>> [law.name for law in library(meadow_laws(), part)(record(Meadow(), 10))]
         ['tire', 'rest', 'seasons']
     """
+    must_be(is_list(laws), "laws", "a list of laws", laws)
+    must_be(space is None or isinstance(space, Space), "space", "a Space", space)
     laws = list(laws)
+    for law in laws:
+        must_be(isinstance(law, Law), "laws", "a list of laws, made by @law", law)
 
     def proposer(transitions: Transitions) -> list[Law]:
         if space is None:
@@ -93,6 +99,12 @@ def propose(transitions: Transitions, space: Space, proposers: Iterable[Proposer
         >>> [law.name for law in propose(record(Meadow(), 100), meadow_space(), twice)]
         ['walk', 'tire', 'rest', 'pick', 'seasons', 'bite', 'roam']
     """
+    check_transitions(transitions)
+    must_be(isinstance(space, Space), "space", "a Space", space)
+    must_be(is_list(proposers), "proposers", "a list of proposers", proposers)
+    proposers = list(proposers)
+    for proposer in proposers:
+        must_be(callable(proposer), "proposers", "a list of functions of transitions", proposer)
     laws: list[Law] = []
     for proposed in itertools.chain.from_iterable(proposer(transitions) for proposer in proposers):
         if not isinstance(proposed, Law):

@@ -169,7 +169,7 @@ class Space:
             raise ValueError("Space: declare at least one attribute, such as Space(health=10).")
 
     def _declare(self, name: str, field: str, declared: Any, group: str | None, slots: int) -> None:
-        if field in ("before", ALIVE) or field.startswith("_"):
+        if field in ("before", ALIVE) or field.startswith("_") or not field.isidentifier():
             raise ValueError(
                 f"Space: {name!r} is no name for an attribute: it means something else to a law."
             )

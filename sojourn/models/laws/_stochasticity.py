@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpyro.distributions as dist
 
+from sojourn._arguments import is_list, must_be, whole_number
 from sojourn.environments import Environment, State, Transitions, hooks
+from sojourn.models._given import check_priors
 from sojourn.models.laws._law import Law
 
 __all__ = [
@@ -46,6 +48,7 @@ class RandomAction:
     site = "random_action"
 
     def __init__(self, num_actions: int, *, prior: dist.Distribution | None = None):
+        check_priors(prior=prior)
         self.num_actions = _actions(type(self).__name__, num_actions)
         self.prior = dist.Beta(1.0, 9.0) if prior is None else prior
 
@@ -72,6 +75,7 @@ class StickyAction:
     site = "sticky_action"
 
     def __init__(self, num_actions: int, *, prior: dist.Distribution | None = None):
+        check_priors(prior=prior)
         self.num_actions = _actions(type(self).__name__, num_actions)
         self.prior = dist.Beta(1.0, 9.0) if prior is None else prior
 
@@ -103,6 +107,7 @@ class RandomEvent:
             raise ValueError(
                 "RandomEvent: `event` must be a law of the world as a whole (no `each`), without parameters and `after`."
             )
+        check_priors(prior=prior)
         self.event = event
         self.site = f"{event.name}.rate"
         self.prior = dist.Beta(1.0, 20.0) if prior is None else prior
@@ -130,7 +135,7 @@ class SuddenDrift:
     """
 
     def __init__(self, laws: Sequence[str] | None = None):
-        self.laws = None if laws is None else list(laws)
+        self.laws = _drifting(laws)
 
     def hook(self, environment: Environment, other: Environment, at: int) -> Environment:
         """The environment that becomes ``other`` at step ``at``, counted from 1."""
@@ -151,10 +156,12 @@ class CyclicDrift:
     """
 
     def __init__(self, every: int | Sequence[int], laws: Sequence[str] | None = None):
-        self.every = [int(every)] if isinstance(every, int | np.integer) else [int(e) for e in every]
-        if not self.every or min(self.every) < 1:
+        said: Any = every
+        given = list(said) if is_list(said) else [said]
+        if not given:
             raise ValueError("CyclicDrift: `every` is a number of steps, at least 1.")
-        self.laws = None if laws is None else list(laws)
+        self.every = [whole_number(e, "every") for e in given]
+        self.laws = _drifting(laws)
 
     def hook(self, environment: Environment, other: Environment, every: int) -> Environment:
         """The environment that takes turns with ``other``."""
@@ -193,11 +200,22 @@ class Represented:
     """
 
     def __init__(self, decode: Callable[[Mapping[str, Any]], Mapping[str, Any]]):
+        must_be(callable(decode), "decode", "a function of one state", decode)
         self.decode = decode
 
     def hook(self, transitions: Transitions, encode: Callable[[Any], Any]) -> Transitions:
         """Recorded transitions with every state encoded (:func:`sojourn.environments.hooks.represented`)."""
         return hooks.represented(transitions, encode)
+
+
+def _drifting(laws: Any) -> list[str] | None:
+    if laws is None:
+        return None
+    names = list(laws) if is_list(laws) else []
+    must_be(
+        len(names) > 0 and all(isinstance(n, str) for n in names), "laws", "a list of names of laws", laws
+    )
+    return names
 
 
 def _actions(name: str, num_actions: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sojourn._arguments import must_be, whole_number
 from sojourn.environments import Transitions
 from sojourn.models.laws._cast import numeric
 from sojourn.models.laws._condition_tree import Variable, leaves
@@ -99,8 +100,9 @@ class TemplateProposer:
     context: Mapping[str, Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
+        must_be(isinstance(self.space, Space), "space", "a Space", self.space)
         for name in ("min_count", "max_conditions"):
-            if getattr(self, name) < 1:
+            if whole_number(getattr(self, name), name, None) < 1:
                 raise ValueError(
                     f"TemplateProposer: `{name}` is {getattr(self, name)}; it must be at least 1."
                 )

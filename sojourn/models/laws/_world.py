@@ -15,7 +15,9 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 
+from sojourn._arguments import is_list, must_be, numbers, positive_numbers
 from sojourn.distributions import CompetingLaws, LogLinearLaws
+from sojourn.models._given import check_priors
 from sojourn.models.laws._answers import Answers
 from sojourn.models.laws._cast import LawShape, cast_one, numeric, shapes_of
 from sojourn.models.laws._imagine import Beliefs, levels_of
@@ -117,6 +119,18 @@ class World(Answers):
         noise: float = 1e-3,
         refresh: Callable[[Any, Any, Any], Any] | None = None,
     ):
+        must_be(isinstance(space, Space), "space", "a Space", space)
+        must_be(is_list(laws), "laws", "a list of laws", laws)
+        check_priors(change=change)
+        must_be(
+            refresh is None or callable(refresh),
+            "refresh",
+            "a function of state, action and next state",
+            refresh,
+        )
+        penalty = positive_numbers(penalty, "penalty", zero=True)
+        if boost is not None:
+            boost = positive_numbers(boost, "boost")
         self.space = space
         self.laws = list(laws)
         if not self.laws:
@@ -132,7 +146,7 @@ class World(Answers):
             )
         if pool not in POOLS:
             raise ValueError(f"World: `pool` is 'hazard' or 'product', not {pool!r}.")
-        if not 0 < noise < 1:
+        if not 0 < numbers(noise, "noise") < 1:
             raise ValueError(f"World: `noise` is a probability above 0 and below 1, not {noise!r}.")
         for law in self.laws:
             if law.each is not None and law.each not in space.groups:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from sojourn._arguments import is_list, must_be
 from sojourn.environments import crafter as c
 from sojourn.models.laws._law import Law, law, one_of, when
 from sojourn.models.laws._space import Objects, Space, cells, levels
@@ -34,6 +35,7 @@ def crafter_space(area: tuple[int, int] = (32, 32)) -> Space:
         >>> len(crafter_space()), crafter_space().num_cells
         (27, 68)
     """
+    must_be(is_list(area) and len(area) == 2, "area", "a pair, width and height", area)
     place = cells(*area)
     return Space(
         pos=place,
