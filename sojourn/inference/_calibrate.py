@@ -14,6 +14,7 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from tqdm.auto import tqdm
 
+from sojourn._arguments import whole_number
 from sojourn._contract import Site, marginal_form, observed_sites, trace_model
 from sojourn.diagnostics import Calibration
 from sojourn.diagnostics.calibration import rank
@@ -98,6 +99,11 @@ def calibrate(
     for name, value in (("num_simulations", num_simulations), ("num_ranked", num_ranked)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, not {value!r}.")
+    num_samples, num_warmup = (
+        whole_number(num_samples, "num_samples"),
+        whole_number(num_warmup, "num_warmup", 0),
+    )
+    seed = whole_number(seed, "seed", None)
     if num_ranked > num_samples:
         raise ValueError(f"`num_ranked` ({num_ranked}) cannot exceed `num_samples` ({num_samples}).")
     if not args:

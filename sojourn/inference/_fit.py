@@ -16,6 +16,7 @@ from numpyro.infer import NUTS
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 
+from sojourn._arguments import whole_number
 from sojourn._contract import Site, marginal_form, observed_sites, trace_model
 from sojourn.diagnostics._arviz import container
 from sojourn.inference import _labels as labels
@@ -197,13 +198,8 @@ def fit(
     """
     started = time.perf_counter()
     engine_of, engine_name = resolve_engine(engine)
-    for what, value, least in (
-        ("num_samples", num_samples, 1),
-        ("num_warmup", num_warmup, 0),
-        ("num_chains", num_chains, 1),
-    ):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{what}` must be a whole number of at least {least}, not {value!r}.")
+    num_samples, num_chains = whole_number(num_samples, "num_samples"), whole_number(num_chains, "num_chains")
+    num_warmup, seed = whole_number(num_warmup, "num_warmup", 0), whole_number(seed, "seed", None)
     kept, checkpoint = as_keep(keep), as_checkpoint(checkpoint)
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from numpyro.infer.hmc import HMC
 from tqdm.auto import tqdm
 
+from sojourn._arguments import whole_number
 from sojourn._contract import Site, observed_sites, trace_model
 from sojourn.inference import _labels as labels
 from sojourn.inference._auto import choose_engine
@@ -141,6 +142,7 @@ def fit_many(
     _check_settings(
         executor, num_samples=num_samples, num_warmup=num_warmup, num_chains=num_chains, batch_size=batch_size
     )
+    seed = whole_number(seed, "seed", None)
     engine_of, engine_name = resolve_engine(engine)
     names, given = _read(datasets)
     others = tuple(labels.bare(a) for a in args)
@@ -222,8 +224,7 @@ def _check_settings(executor: Any, **numbers: Any) -> None:
         least = 0 if name == "num_warmup" else 1
         if value is None and name == "batch_size":
             continue
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, not {value!r}.")
+        whole_number(value, name, least)
     if executor is None:
         return
     if not callable(getattr(executor, "submit", None)):

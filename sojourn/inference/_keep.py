@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sojourn._arguments import is_list, numbers
 from sojourn.ops.running_summary import RunningSummary, begin_summary, summary_quantiles, update_summary
 
 __all__ = ["Keep", "as_keep"]
@@ -57,18 +58,15 @@ class Keep:
         thinning: int = 1,
         quantiles: Iterable[float] = (0.05, 0.5, 0.95),
     ):
-        for name, value in (("sites", sites), ("summarise", summarise)):
-            if isinstance(value, str) or (value is not None and not all(isinstance(n, str) for n in value)):
-                raise ValueError(f"`{name}` of Keep is a list of names of sites, not {value!r}.")
-        self.sites = None if sites is None else tuple(sites)
-        self.summarise = tuple(summarise)
+        self.sites = None if sites is None else _names(sites, "sites")
+        self.summarise = _names(summarise, "summarise")
         both = set(self.sites or ()) & set(self.summarise)
         if both:
             raise ValueError(f"Site '{both.pop()}' is to be kept and to be summarised: choose one.")
         if isinstance(thinning, bool) or not isinstance(thinning, int | np.integer) or thinning < 1:
             raise ValueError(f"`thinning` of Keep is a whole number of at least 1, not {thinning!r}.")
         self.thinning = int(thinning)
-        self.quantiles = tuple(float(q) for q in quantiles)
+        self.quantiles = tuple(np.ravel(numbers(quantiles, "quantiles")).astype(float).tolist())
         steps = np.diff([0.0, *self.quantiles, 1.0])
         if not (steps > 0).all():
             raise ValueError(
@@ -119,6 +117,13 @@ class Keep:
     @property
     def statistics(self) -> list[str]:
         return ["mean", "sd", *(f"q{100 * q:g}" for q in self.quantiles)]
+
+
+def _names(value: Any, argument: str) -> tuple[str, ...]:
+    names = tuple(value) if is_list(value) else ()
+    if not is_list(value) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`{argument}` of Keep is a list of names of sites, not {value!r}.")
+    return names
 
 
 def as_keep(keep: Any) -> Keep:

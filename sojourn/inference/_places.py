@@ -160,7 +160,8 @@ class _BuiltOnce:
     """A program that is compiled at the first call, and never again: other threads have other settings of JAX."""
 
     def __init__(self, program: Any):
-        self.program, self.built = program, None
+        self.program = program
+        self.built: Any = None
 
     def __call__(self, *args: Any) -> Any:
         if self.built is None:
