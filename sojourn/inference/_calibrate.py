@@ -99,10 +99,8 @@ def calibrate(
     for name, value in (("num_simulations", num_simulations), ("num_ranked", num_ranked)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, not {value!r}.")
-    num_samples, num_warmup = (
-        whole_number(num_samples, "num_samples"),
-        whole_number(num_warmup, "num_warmup", 0),
-    )
+    num_samples = whole_number(num_samples, "num_samples")
+    num_warmup = whole_number(num_warmup, "num_warmup", 0)
     seed = whole_number(seed, "seed", None)
     if num_ranked > num_samples:
         raise ValueError(f"`num_ranked` ({num_ranked}) cannot exceed `num_samples` ({num_samples}).")

@@ -25,12 +25,15 @@ def bare(x: Any) -> Any:
 def site_dims(site: Site) -> list[str]:
     """Names of the axes of a site, as far as the model tells them.
 
-    ``time`` for the axis of a scan, then the plates by their names, then ``infer={"event_dims": [...]}``.
+    ``time`` for the axis of a scan, then the plates by their names, then ``infer={"event_dims": [...]}``. Axes of an
+    event that nobody named have numbers, so that the names before them stay on their own axes.
     """
     infer = site.get("infer", {})
     scanned = ["time"] if "_scan_current_index" in infer else []
     frames = sorted(site.get("cond_indep_stack", ()), key=lambda frame: frame.dim)
-    return [*scanned, *(frame.name for frame in frames), *infer.get("event_dims", ())]
+    outer, inner = [*scanned, *(frame.name for frame in frames)], list(infer.get("event_dims", ()))
+    unnamed = getattr(site.get("fn"), "event_dim", 0) - len(inner) if outer else 0
+    return [*outer, *(f"{site['name']}_dim_{i}" for i in range(unnamed)), *inner]
 
 
 class Labels:

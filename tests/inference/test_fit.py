@@ -228,6 +228,26 @@ def test_masked_nan_of_a_plain_model():
     assert np.isnan(group(fit, "log_likelihood")["y"].values[0, 0]).tolist() == [False, True, False]
 
 
+def test_names_stay_on_their_axes_where_an_event_has_none():
+    def model(y):
+        with numpyro.plate("series", 3):
+            numpyro.sample("level", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+        def step(x, y):
+            x = numpyro.sample("x", dist.Normal(x, 1.0).to_event(1), infer={"event_dims": ["place"]})
+            numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+            return x, None
+
+        scan(step, jnp.zeros(2), y)
+
+    fit = sj.fit(model, np.zeros((5, 2)), **SHORT)
+    posterior = group(fit, "posterior")
+    assert posterior["level"].dims[2:] == ("series", "level_dim_0")
+    assert posterior["x"].dims[2:] == ("time", "place")
+    assert group(fit, "posterior_predictive")["y"].dims[2:] == ("time", "y_dim_0")
+    assert group(fit, "log_likelihood")["y"].dims[2:] == ("time",)
+
+
 def _indexed(y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("unit", len(y), subsample_size=2) as chosen:
