@@ -158,7 +158,8 @@ def fit(
         * ``posterior``: latent and deterministic sites;
         * ``sample_stats``: statistics of the sampler under ArviZ's names, ``lp`` always among them; for
           variational inference ``elbo`` (restart, step) and ``log_importance_ratio`` (log p - log q a draw);
-        * ``log_likelihood``: pointwise (this and the next two only where they would hold less than 2e8 numbers); for a series whose hidden path is integrated out these are the terms
+        * ``log_likelihood``: pointwise (this and the next two only where they would hold less than 2e8 numbers, or
+          2.5e7 beside draws on disk); for a series whose hidden path is integrated out these are the terms
           log p(y_t | y_<t). NaN where nothing was observed;
         * ``posterior_predictive``: replicated data, given the latent values of each draw;
         * ``predictions``: for the same series one-step-ahead draws of y_t given y_<t;
