@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoMultivariateNormal
 from numpyro.infer.inspect import get_dependencies
 
@@ -15,6 +14,7 @@ from sojourn._contract import Site
 from sojourn.inference._check_model import latent_sites
 from sojourn.inference._path_system import PathSystem
 from sojourn.inference._structure import scan_numbers
+from sojourn.inference._unconstrained import unconstrained_size
 from sojourn.inference.guides import PathGuide, PseudoObservationGuide
 
 __all__ = ["choose_engine", "choose_guide"]
@@ -47,7 +47,7 @@ def choose_engine(
         'mclmc'
     """
     latent = latent_sites(trace)
-    size = sum(_unconstrained_size(site) for site in latent.values())
+    size = sum(unconstrained_size(site) for site in latent.values())
     count = f"{size} latent number{'s' * (size != 1)}"
     if size < _FEW:
         return (
@@ -113,10 +113,6 @@ def choose_guide(
         wide = f"{system.num_states} states and {system.num_noise} noises a system are too many to linearise"
         return partial(PathGuide, control="network"), f"PathGuide: {where}; {wide}"
     return PseudoObservationGuide, f"PseudoObservationGuide: {where}, continuous with normal increments"
-
-
-def _unconstrained_size(site: Site) -> int:
-    return int(np.prod(biject_to(site["fn"].support).inverse_shape(np.shape(site["value"])), dtype=int))
 
 
 def _hierarchy(

@@ -30,7 +30,7 @@ from sojourn._contract import (
     trace_model,
 )
 from sojourn.inference import _labels as labels
-from sojourn.inference._auto import _unconstrained_size, choose_engine
+from sojourn.inference._auto import choose_engine
 from sojourn.inference._blocked_gibbs import BlockedGibbs, _path_sites, _PathBlock
 from sojourn.inference._check_gradient import check_model_gradient
 from sojourn.inference._check_model import (
@@ -56,6 +56,7 @@ from sojourn.inference._score import read_parametric
 from sojourn.inference._score_ascent import ScoreAscent
 from sojourn.inference._stochastic_gradient import StochasticGradientLangevin
 from sojourn.inference._structure import _outline, analyze
+from sojourn.inference._unconstrained import unconstrained_size
 from sojourn.inference._variational import Variational
 from sojourn.inference._whole_data import whole_data
 
@@ -193,7 +194,7 @@ class _Look:
             )
         latent = latent_sites(self.trace)
         discrete = [n for n, site in latent.items() if site["fn"].support.is_discrete]
-        found["num_latent"] = sum(_unconstrained_size(s) for n, s in latent.items() if n not in discrete)
+        found["num_latent"] = sum(unconstrained_size(s) for n, s in latent.items() if n not in discrete)
         found["num_discrete"] = sum(np.size(latent[n]["value"]) for n in discrete)
         refusal = self._gradient_refusal() if latent else None
         parts = [lambda: _observations(marginal), lambda: self._memory(marginal)]
@@ -421,7 +422,7 @@ class _Look:
             if isinstance(kernel, StochasticGradientLangevin):
                 return _refusal(lambda: kernel._read_model(args, kwargs))
             if isinstance(kernel, GradientKernel):
-                size = sum(_unconstrained_size(s) for s in latent_sites(self.trace).values())
+                size = sum(unconstrained_size(s) for s in latent_sites(self.trace).values())
                 return _refusal(lambda: kernel._check(self.trace, size))
             return None
         kernel = engine(self.given)

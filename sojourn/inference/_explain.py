@@ -19,9 +19,9 @@ from sojourn._contract import Site, pointwise_ndim, series_law, trace_model
 from sojourn.inference._check_model import mask_of
 from sojourn.inference._initial import compiled_once
 from sojourn.inference._labels import site_dims
-from sojourn.inference._map import _constrained
 from sojourn.inference._predictive import site_log_prob
 from sojourn.inference._structure import _outline
+from sojourn.inference._unconstrained import constrained
 
 __all__ = ["explain_not_finite", "law_of", "support_words"]
 
@@ -105,7 +105,7 @@ class _Question:
         values = {**self.fixed, **({} if unconstrained else smooth)}
         model = self.model
         if unconstrained:  # within: a handler further in has the first word on a site
-            model = handlers.substitute(model, substitute_fn=partial(_constrained, smooth))
+            model = handlers.substitute(model, substitute_fn=partial(constrained, smooth))
         trace = trace_model(model, self.args, self.kwargs, key=jax.random.key(_KEY), values=values)
         return {n: s for n, s in trace.items() if s["type"] == "sample"}
 

@@ -24,6 +24,7 @@ from sojourn.inference._check_model import check_gradient_engine, latent_sites
 from sojourn.inference._checkpoint import Stage
 from sojourn.inference._initial import compiled_once, init_to_hint
 from sojourn.inference._predictive import site_log_prob
+from sojourn.inference._unconstrained import constrained
 from sojourn.inference._whole_data import whole_data
 
 __all__ = ["MaximumAPosteriori"]
@@ -434,7 +435,7 @@ class _Density:
 
     def _trace(self, values: Mapping[str, Array]) -> dict[str, Site]:
         seeded = handlers.seed(self.model, self.key_trace)
-        at = handlers.substitute(seeded, substitute_fn=partial(_constrained, values))
+        at = handlers.substitute(seeded, substitute_fn=partial(constrained, values))
         return handlers.trace(at).get_trace(*self.args, **self.kwargs)
 
     def _draw_start(self, key: Array, from_prior: Any) -> dict[str, Array]:
@@ -483,20 +484,6 @@ def _begin(from_prior: Any, site: Site) -> Any:
         numeric = jnp if isinstance(hint, jax.Array) else np
         middle = transform.inv(jnp.asarray(numeric.broadcast_to(hint, site["fn"].shape()), free.dtype))
     return transform(jnp.where(from_prior, free[0], middle))
-
-
-def _constrained(values: Mapping[str, Array], site: Site) -> Array | None:
-    """The value at a latent site whose unconstrained one is given, by the support that it has in this run."""
-    if site["type"] != "sample" or site["name"] not in values:
-        return None
-    with helpful_support_errors(site):
-        transform = biject_to(site["fn"].support)
-    value = values[site["name"]]
-    now = site["infer"].get("_scan_current_index")  # in a scan: this step's part of the series
-    own = len(site["fn"].shape()) - (transform.codomain.event_dim - transform.domain.event_dim)
-    if now is not None and jnp.ndim(value) > own:
-        value = value[now]
-    return transform(value)
 
 
 def _limits(transform: Any, start: np.ndarray) -> np.ndarray:
