@@ -136,13 +136,16 @@ POISSON = {"num_states": 2, "rate_prior": dist.LogNormal(1.5, 0.7)}
 
 def negative_binomial(num_states):
     with numpyro.plate("state", num_states):
-        mean = numpyro.sample("mean", dist.LogNormal(np.array([0.0, 2.0]), 0.5))
+        # One chain that starts with its states the wrong way round stays there, in a mode of no weight.
+        law = dist.LogNormal(np.array([0.0, 2.0]), 0.5)
+        mean = numpyro.sample("mean", law, infer={"init": np.exp([0.0, 2.0])})
     return lambda state: dist.NegativeBinomial2(mean[state], 5.0)
 
 
 def poisson_levels(num_states):
     with numpyro.plate("state", num_states):
-        mean = numpyro.sample("mean", dist.LogNormal(np.array([0.0, 1.5]), 0.4))
+        law = dist.LogNormal(np.array([0.0, 1.5]), 0.4)
+        mean = numpyro.sample("mean", law, infer={"init": np.exp([0.0, 1.5])})
     return lambda state: dist.Poisson(mean[state])
 
 

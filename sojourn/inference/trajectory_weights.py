@@ -392,7 +392,7 @@ def _trajectories(returns: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _softmax(scores: np.ndarray, lengths: np.ndarray, temperature: float) -> np.ndarray:
-    if not 0 < numbers(temperature, "temperature") < math.inf:
+    if not numbers(temperature, "temperature") > 0:
         raise ValueError(f"`temperature` must be positive, not {temperature!r}.")
     width = scores.max() - scores.min()
     height = (scores - scores.max()) / width if width > 0 else np.zeros_like(scores)  # min-max, less one
