@@ -29,7 +29,7 @@ from sojourn.ops.running_summary import RunningSummary
 
 __all__ = ["Chains", "Drawn", "Watch"]
 
-_BLOCK_BYTES = 16_000_000  # of draws on the device, and in one block on disk
+_BLOCK_BYTES = 4_000_000  # of draws on the device, and in one block on disk
 _IN_MEMORY = 800_000_000  # bytes of draws beyond which they are read from disk when asked for
 _CALL_SECONDS = 0.5  # of one call of the compiled program: so long may Ctrl-C have to wait
 

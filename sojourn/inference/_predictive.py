@@ -73,7 +73,7 @@ def evaluate(
     if most > limit:
         warnings.warn(
             f"log_likelihood, posterior_predictive and predictions would hold up to {most:.1e} numbers each and are left "
-            f"out of the fit ({limit:.0e} is the limit{' beside draws on disk' * lazily}): draw fewer samples to have "
+            f"out of the fit ({limit:.2g} is the limit{' beside draws on disk' * lazily}): draw fewer samples to have "
             "them.",
             stacklevel=3,
         )
