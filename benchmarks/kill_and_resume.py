@@ -1,10 +1,10 @@
 """Kill runs at random moments and damage checkpoints: is what comes out bit for bit what it should be?
 
     python benchmarks/kill_and_resume.py                 # 50 kills over all engines, 20 damaged checkpoints (an hour)
-    python benchmarks/kill_and_resume.py --kills 12 --damages 0 --only nuts
+    python benchmarks/kill_and_resume.py --kills 12 --damages 0 --only nuts --in-a-row 4
 
 Every run is a process of its own, ended with SIGKILL at a moment drawn uniformly over its life (imports and compiling
-included), and started again with the same command until it ends. Its result is compared, every number of every group,
+included), and started again with the same command until it ends (or is killed again: ``--in-a-row``). Its result is compared, every number of every group,
 with that of a process that was left alone and wrote no checkpoint.
 """
 
@@ -135,10 +135,10 @@ def loaded(path: Path) -> dict[str, np.ndarray]:
         return dict(archive)
 
 
-def kills(names: list[str], number: int, room: Path, seed: int) -> tuple[int, int]:
+def kills(names: list[str], number: int, room: Path, seed: int, in_a_row: int = 1) -> tuple[int, int]:
     moments = np.random.default_rng(seed)
-    good = done = 0
-    print(f"{'engine':22s} {'alone, s':>8s}  killed at (s): what was there -> result", flush=True)
+    good = runs = done = 0
+    print(f"{'engine':22s} {'alone, s':>8s}  killed at (s): states, age of the newest -> result", flush=True)
     for i, name in enumerate(names):
         share = number // len(names) + (i < number % len(names))
         if not share:
@@ -150,33 +150,45 @@ def kills(names: list[str], number: int, room: Path, seed: int) -> tuple[int, in
         start(name, reference, None, cache).wait()
         life = time.monotonic() - before
         alone = loaded(reference)
-        line = []
-        for kill in range(share):
-            folder, result = room / f"{name}-{kill}", room / f"{name}-{kill}.npz"
-            while True:
+        lines, killed = [], 0
+        while killed < share:
+            folder, result = room / f"{name}-run", room / f"{name}-result.npz"
+            shutil.rmtree(folder, ignore_errors=True)
+            parts, fine, code, in_run = [], True, None, 0
+            while code is None:
                 process = start(name, result, folder, cache)
+                wanted = in_run < min(in_a_row, share - killed)
                 moment = moments.uniform(0.0, life)
                 try:
-                    process.wait(moment)
+                    code = process.wait(moment if wanted else None)
                 except subprocess.TimeoutExpired:
-                    break
-                # It was over before: that is no kill. Machines get faster as others leave them.
-                life = min(life, moment)
-                shutil.rmtree(folder, ignore_errors=True)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            states = sorted(folder.glob("process-0-of-1/*/state-*.npz"), key=lambda p: p.stat().st_mtime)
-            age = time.time() - states[-1].stat().st_mtime if states else float("nan")
-            line.append(f"{moment:.1f}: {len(states)} states, newest {age:.1f} s")
-            code = start(name, result, folder, cache).wait()
-            fine = code == 0 and same(alone, loaded(result))
-            good, done = good + fine, done + 1
-            said = result.with_suffix(".err").read_text().strip().splitlines()
-            line[-1] += " -> " + ("same" if fine else "DIFFERS" if code == 0 else f"FAILED ({said[-1:]})")
-            shutil.rmtree(folder, ignore_errors=True)
-        print(f"{name:22s} {life:8.1f}  {'; '.join(line)}", flush=True)
-    print(f"{good} of {done} results are bit for bit those of runs left alone", flush=True)
-    return good, done
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    in_run += 1
+                    states = sorted(
+                        folder.glob("process-0-of-1/*/state-*.npz"), key=lambda p: p.stat().st_mtime
+                    )
+                    age = time.time() - states[-1].stat().st_mtime if states else float("nan")
+                    parts.append(f"{moment:.1f}: {len(states)}, {age:.1f} s")
+                else:
+                    if not in_run:
+                        # Over before its moment: no kill. Machines get faster as others leave them.
+                        life = min(life, moment)
+                said = result.with_suffix(".err").read_text()
+                fine &= "is damaged" not in said  # a kill damages nothing
+            if not in_run:
+                continue
+            killed += in_run
+            fine &= code == 0 and same(alone, loaded(result))
+            good, runs = good + fine, runs + 1
+            outcome = (
+                "same" if fine else "DIFFERS" if code == 0 else f"FAILED ({said.strip().splitlines()[-1:]})"
+            )
+            lines.append(f"{' + '.join(parts)} -> {outcome}")
+        done += killed
+        print(f"{name:22s} {life:8.1f}  {'; '.join(lines)}", flush=True)
+    print(f"{done} kills; {good} of {runs} results are bit for bit those of runs left alone", flush=True)
+    return good, runs
 
 
 def damages(number: int, room: Path, seed: int) -> tuple[int, int]:
@@ -238,6 +250,7 @@ def damages(number: int, room: Path, seed: int) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--in-a-row", type=int, default=1, help="most kills of one run, one in each life")
     parser.add_argument("--damages", type=int, default=20)
     parser.add_argument("--only", nargs="*", default=None, help="engines")
     parser.add_argument("--seed", type=int, default=0)
@@ -251,7 +264,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as room:
         outcome = [(0, 0), (0, 0)]
         if options.kills:
-            outcome[0] = kills(options.only or list(cases()), options.kills, Path(room), options.seed)
+            names = options.only or list(cases())
+            outcome[0] = kills(names, options.kills, Path(room), options.seed, options.in_a_row)
         if options.damages:
             outcome[1] = damages(options.damages, Path(room), options.seed)
     return int(any(good < done for good, done in outcome))

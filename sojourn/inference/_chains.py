@@ -350,7 +350,13 @@ class _Run:
                 meta, carries = found
                 self.carries = carries
                 self.count, self.blocks, self.before = meta["count"], meta["full_blocks"], meta["seconds"]
-            stage.prepare(forms, self.places.num_own, self.num_samples, chains.block)
+                if chains.keep.summarise and self.drawn > self.num_samples:
+                    raise ValueError(
+                        f"The checkpoint holds running summaries of {self.drawn} draws, which cannot be taken back to "
+                        f"{self.num_samples}: ask for {self.drawn} or more, or give another folder."
+                    )
+            room = max(self.num_samples, self.drawn)
+            stage.prepare(forms, self.places.num_own, room, chains.block)
         else:
             shape = self.places.num_own, self.num_samples
             self.rows = {name: np.empty((*shape, *inner), dtype) for name, (inner, dtype) in forms.items()}
@@ -464,6 +470,7 @@ class _Run:
         rest = drawn - self.blocks * self.chains.block
         if rest:
             self._put(rest)
+        drawn = min(drawn, self.num_samples)  # an earlier call may have asked for more
         if self.stage is not None:
             draws, stats = _from_disk(self.stage, drawn)
         else:

@@ -312,7 +312,7 @@ class Stage:
     def prepare(
         self, shapes: Mapping[str, tuple[tuple[int, ...], Any]], chains: int, draws: int, block: int
     ) -> None:
-        """Make room for ``draws`` draws, or for more than before.
+        """Make room for ``draws`` draws, or for more than before; what is there stays.
 
         Args:
             shapes: by variable, shape of one draw and type.
@@ -327,14 +327,16 @@ class Stage:
             for name, (shape, dtype) in shapes.items()
         }
         with suppress(Exception):  # absent, torn or of another form: then nothing in it can be counted on
-            root = zarr.open_group(self._path, mode="r+")
-            arrays: Any = {name: root[name] for name in forms}
+            # What an array leaves out (blocks of nothing but zeros) is not stored with it.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                root = zarr.open_group(self._path, mode="r+")
+                arrays: Any = {name: root[name] for name in forms}
             if all(
                 (a.chunks, a.shape[:1] + a.shape[2:], a.dtype) == (chunks, shape[:1] + shape[2:], dtype)
                 for a, (shape, chunks, dtype) in zip(arrays.values(), forms.values(), strict=True)
             ):
                 for name, (shape, _, _) in forms.items():
-                    if arrays[name].shape[1] != shape[1]:
+                    if arrays[name].shape[1] < shape[1]:
                         arrays[name].resize(shape)
                 self._arrays = arrays
                 return
@@ -410,7 +412,8 @@ class Stage:
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What differs between two fingerprints, in words; versions apart. Empty if nothing does.
 
-    Subjects are ``model``, ``data NAME`` and names of settings; values are readable if short, digests otherwise.
+    Subjects are ``model``, ``data NAME``, names of settings, and ``engine's NAME``, which say nothing of another engine;
+    values are readable if short, digests otherwise.
 
     Example:
         >>> differences({"model": "ab12", "seed": "0"}, {"model": "ab12", "seed": "1"})
@@ -421,9 +424,11 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
         was, is_ = before.get(subject), now.get(subject)
         if was == is_ or subject.startswith("version ") or subject == "model":
             continue
+        if subject.startswith("engine's ") and before.get("engine") != now.get("engine"):
+            continue
         if subject.startswith("data "):
             data.append(f"`{subject[5:]}`")
-        elif was is None or is_ is None or len(was) + len(is_) > 200:
+        elif was is None or is_ is None or len(was) + len(is_) > 200 or _is_digest(was) or _is_digest(is_):
             settings.append(f"`{subject}` is another.")
         else:
             settings.append(f"`{subject}` was {was} and is {is_}.")
@@ -478,6 +483,10 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 24 and not set(text) - set("0123456789abcdef")
 
 
 def _escaped(name: str) -> str:

@@ -242,8 +242,8 @@ def fit(
         warn_of_params(trace, engine_name)
     whole_call = whole, bare_args, bare_kwargs
     run = {"seed": seed, "engine": engine_name, "num_chains": num_chains, "num_warmup": num_warmup}
-    run |= {"engine settings": engine_of if runs_itself else _settings(kernel), "keep": repr(kept)}
-    if runs_itself or getattr(kernel, "measures_bias", False):
+    run |= {"keep": repr(kept), **_settings(engine_of if runs_itself else kernel)}
+    if getattr(kernel, "measures_bias", False):  # by a second run as long as the first
         run["num_samples"] = num_samples
     run |= {"shard": shard, "warm_start": None if warm is None else [warm.mean, warm.sd]}
     store = None
@@ -362,11 +362,10 @@ class _Sampled(NamedTuple):
     seconds: float | None = None
 
 
-def _settings(kernel: MCMCKernel | None) -> Any:
-    """What a kernel was told, before it has seen the model."""
-    if kernel is None:
-        return None
-    return [type(kernel).__name__, {n: v for n, v in vars(kernel).items() if n != "_model"}]
+def _settings(engine: Any) -> dict[str, Any]:
+    """What an engine was told, before it has seen the model."""
+    told = {"kind": type(engine).__name__, **vars(engine)}
+    return {f"engine's {name.lstrip('_')}": value for name, value in told.items() if name != "_model"}
 
 
 def resolve_engine(engine: Engine) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Runs that are cut off and go on; what is on disk, and what happens when it is damaged."""
 
+import functools
 import json
 import os
 import signal
@@ -102,6 +103,59 @@ def test_a_run_that_is_over_is_read_and_a_longer_one_goes_on(whole, tmp_path, cu
     more = sj.fit(gaussian, Y, checkpoint=tmp_path, **longer)
     np.testing.assert_array_equal(more.posterior["mu"][:, :40], whole.posterior["mu"])
     same(more, sj.fit(gaussian, Y, **longer))
+
+
+def test_a_shorter_one_takes_the_first_draws(tmp_path, cut_off, monkeypatch):
+    longer = {**SHORT, "num_samples": 70}
+    run = sj.Checkpoint(tmp_path, every=0.0)
+    monkeypatch.setattr(_chains, "_CALL_SECONDS", 1e-6)
+    cut_off(85)
+    with pytest.raises(CutOff):
+        sj.fit(gaussian, Y, checkpoint=run, **longer)
+    cut_off(0)
+    same(sj.fit(gaussian, Y, checkpoint=run, **SHORT), sj.fit(gaussian, Y, checkpoint=run, **SHORT))
+    cut_off(np.inf)
+    same(sj.fit(gaussian, Y, checkpoint=run, **SHORT), sj.fit(gaussian, Y, **SHORT))
+    whole = sj.fit(gaussian, Y, **longer)
+    same(sj.fit(gaussian, Y, checkpoint=run, **longer), whole)  # none was lost
+    assert sj.fit(gaussian, Y, checkpoint=run, **SHORT).posterior.sizes["draw"] == 40
+    cut_off(0)
+    same(sj.fit(gaussian, Y, checkpoint=run, **longer), whole)
+
+
+def test_running_summaries_cannot_be_taken_back(tmp_path):
+    settings = {**SHORT, "keep": sj.Keep(summarise=["mu"])}
+    sj.fit(gaussian, Y, checkpoint=tmp_path, **{**settings, "num_samples": 50})
+    with pytest.raises(
+        ValueError, match=r"summaries of 50 draws, which cannot be taken back to 40: ask for 50"
+    ):
+        sj.fit(gaussian, Y, checkpoint=tmp_path, **settings)
+
+
+def test_cut_off_again_and_again(tmp_path, cut_off, monkeypatch, recwarn):
+    """No way back is lost with the first resumption: blocks of zeros (no divergences) count, and old ones stay."""
+    monkeypatch.setattr(_chains, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(_chains, "_CALL_SECONDS", 1e-6)
+    whole = sj.fit(gaussian, Y, **SHORT)
+    assert not whole.sample_stats["diverging"].values.any()
+    run = sj.Checkpoint(tmp_path, every=0.0)
+    advance = _chains.Chains.advance
+    for iteration in (20, 45, 52, 60, 67):
+        cut_off(iteration)
+        with pytest.raises(CutOff):
+            sj.fit(gaussian, Y, checkpoint=run, **SHORT)
+    monkeypatch.undo()
+    firsts = []
+
+    def seen(self, carry, first, last, num_warmup):
+        firsts.append(first)
+        return advance(self, carry, first, last, num_warmup)
+
+    monkeypatch.setattr(_chains, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(_chains.Chains, "advance", seen)
+    same(whole, sj.fit(gaussian, Y, checkpoint=run, **SHORT))
+    assert min(firsts) >= 66
+    assert not recwarn.list
 
 
 def test_blocks_and_thinning(tmp_path, cut_off, monkeypatch):
@@ -216,8 +270,14 @@ def wider(y):
         (
             gaussian,
             Y,
+            {"engine": functools.partial(numpyro.infer.NUTS, target_accept_prob=0.9)},
+            r"is of another run: `engine's target_accept_prob` was 0\.8 and is 0\.9\.",
+        ),
+        (
+            gaussian,
+            Y,
             {"engine": lambda m: numpyro.infer.NUTS(m, target_accept_prob=0.9)},
-            r"`engine` was 'nuts' and is '<lambda>'",
+            r"is of another run: `engine` was 'nuts' and is '<lambda>'\. Restore",
         ),
     ],
 )
