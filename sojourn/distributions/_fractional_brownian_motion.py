@@ -349,6 +349,8 @@ def _check_times(times: np.ndarray | Array, name: str) -> None:
     if isinstance(times, jax.core.Tracer):
         return
     known = np.asarray(times)
+    if not np.isfinite(known).all():
+        raise ValueError(f"{name}: `times` must be finite, and some are not.")
     step = np.diff(known, prepend=0.0)
     if not (step > 0).all():
         place = int(np.argmax(~(step > 0)))

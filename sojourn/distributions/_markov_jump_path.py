@@ -78,11 +78,11 @@ class MarkovJumpPath(dist.Distribution):
         self.rate_matrix = jnp.asarray(numbers(rate_matrix, "rate_matrix"))
         self.initial = jnp.asarray(numbers(initial, "initial"))
         self.duration = jnp.asarray(numbers(duration, "duration"))
-        states = self.rate_matrix.shape[-1]
+        states = self.rate_matrix.shape[-1:]
         if (
             self.rate_matrix.ndim < 2
-            or self.rate_matrix.shape[-2] != states
-            or self.initial.shape[-1:] != (states,)
+            or self.rate_matrix.shape[-2:-1] != states
+            or self.initial.shape[-1:] != states
         ):
             raise ValueError(
                 f"`rate_matrix` {self.rate_matrix.shape} and `initial` {self.initial.shape} must be (..., K, K) and "

@@ -130,14 +130,12 @@ def particle_filter(
         raise ValueError(
             f"`quantiles` must be probabilities, such as (0.05, 0.5, 0.95), not {shown(quantiles)}."
         )
-    bare_args = tuple(labels.bare(a) for a in args)
-    bare_kwargs = {n: labels.bare(v) for n, v in kwargs.items()}
     key_trace, key = random.split(random.key(seed))
-    read = read_scan(model, *bare_args, scan=scan, **bare_kwargs)
+    read = read_scan(model, *args, scan=scan, **kwargs)
     structure = read.structure
     values = _parameters(structure.global_sites, parameters, fit, num_draws, lambda: parameter_shapes(read))
     one = {n: v[0] for n, v in values.items()}
-    trace = trace_model(read.model, bare_args, bare_kwargs, key=key_trace, values=one)
+    trace = trace_model(read.model, read.args, read.kwargs, key=key_trace, values=one)
     _check_supports(trace)
     ahead = _inputs_ahead(read.at(one).xs, horizon, future)
 
@@ -636,7 +634,7 @@ def particle_log_likelihood(
     read = read_scan(model, *args, scan=scan, **kwargs)
     structure = read.structure
     if gradient == "pathwise":
-        trace = trace_model(read.model, args, kwargs, key=random.key(0))
+        trace = trace_model(read.model, read.args, read.kwargs, key=random.key(0))
         for name in (*structure.path_sites, *structure.initial_sites):
             if not trace[name]["fn"].has_rsample:
                 raise ValueError(

@@ -11,6 +11,7 @@ from jax import Array
 from numpyro import handlers
 
 from sojourn._contract import Site
+from sojourn.inference import _labels as labels
 from sojourn.inference._scan import ScanCall, is_latent, prepared, run_prefix, run_step, site_term
 from sojourn.inference._structure import ScanStructure, analyze, canonical_carry
 from sojourn.ops.particles import Move, Process
@@ -68,10 +69,11 @@ def read_scan(
         >>> bool(process.observation_log_prob(initial["x0"], process.xs[0], 0, values) < 0)
         True
     """
-    model = prepared(model)
-    structure = analyze(model, args, kwargs, scan=scan, plates=plates)
+    model, bare_args = prepared(model), tuple(labels.bare(a) for a in args)
+    bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
+    structure = analyze(model, bare_args, bare_kwargs, scan=scan, plates=plates)
     refuse_deferred(structure)
-    return ScanModel(model, args, kwargs, structure)
+    return ScanModel(model, bare_args, bare_kwargs, structure)
 
 
 def refuse_deferred(structure: ScanStructure) -> None:

@@ -55,7 +55,7 @@ def read_parametric(
     """Read a model whose likelihood is to be differentiated in its parameters."""
     read = read_scan(model, *args, plates=plates, **kwargs)
     require_memory_one(read.structure)
-    numbers = scan_numbers(read.model, args, kwargs)
+    numbers = scan_numbers(read.model, read.args, read.kwargs)
     others = sorted(n for n, number in numbers.items() if number != read.structure.index)
     if others:
         raise NotImplementedError(

@@ -386,7 +386,7 @@ jump_cases = [
 
 COUNTS = np.array([3, 0, 12, 9, 4])
 chain_options = {
-    "num_states": not_count(2),
+    "num_states": not_count(1),
     "num_steps": not_count(1),
     "mask": shaped((3,), (5, 5), (0,)) | words,
     "lengths": st.integers(1, 3) | st.lists(st.integers(1, 3), max_size=3) | words,
@@ -423,7 +423,7 @@ markov_cases = [
         "hidden_markov.poisson simulated",
         traced(hidden_markov.poisson),
         {"num_states": 2, "num_steps": 5},
-        {"num_steps": not_count(1), "num_series": not_count(1), "num_states": not_count(2)},
+        {"num_steps": not_count(1), "num_series": not_count(1), "num_states": not_count(1)},
     ),
     Case(
         "hidden_markov.normal",

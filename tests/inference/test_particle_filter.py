@@ -123,6 +123,16 @@ def filtered():
     return found, kalman(y, **TRUE, ahead=3)
 
 
+def test_labelled_data_are_read_as_they_are():
+    data = xr.DataArray(np.array([0.1, 0.9, 1.4]), dims="day", coords={"day": [7, 8, 9]})
+    for given in (data, data.to_series()):
+        read = read_scan(linear_gaussian, given)
+        assert read.structure.length == 3
+        estimate = particle_log_likelihood(linear_gaussian, given, num_particles=5)
+        plain = particle_log_likelihood(linear_gaussian, data.values, num_particles=5)
+        assert estimate(TRUE, random.key(0)) == plain(TRUE, random.key(0))
+
+
 def test_states_and_terms_agree_with_the_kalman_filter(filtered):
     found, (terms, means, sds, _) = filtered
     means, sds = np.array(means), np.array(sds)

@@ -96,13 +96,14 @@ def test_chains_side_by_side_and_one_by_one(method):
 
 @pytest.mark.slow
 def test_parallel_chains_on_two_devices():
-    code = """
-import os
+    code = f"""
+import os, runpy
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax
-from tests.inference.test_particle_gibbs import SERIES, quick_kernel, run
+here = runpy.run_path({__file__!r})
 assert jax.local_device_count() == 2
-print(run(quick_kernel(), SERIES, chains=2, method="parallel").get_samples(group_by_chain=True)["x"].shape)
+mcmc = here["run"](here["quick_kernel"](), here["SERIES"], chains=2, method="parallel")
+print(mcmc.get_samples(group_by_chain=True)["x"].shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(2, 8, 6)", done.stderr
