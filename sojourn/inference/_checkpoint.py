@@ -43,7 +43,8 @@ class Checkpoint:
     ``checkpoint="run1"`` is the same with the defaults. The same call again goes on from the last state that is whole,
     in warm-up too, and its result is bit for bit that of a run that was never stopped (on the same machine, with the
     same versions of the libraries). A call with another model, other data or other settings is refused with a sentence
-    that says what differs; more ``num_samples`` than before go on where the old ones end.
+    that says what differs; more ``num_samples`` than before go on where the old ones end, fewer take the
+    first of them.
 
     The folder holds, for each stage of the fit, the last states (NumPy archives whose names carry their digest,
     written aside and renamed) and the draws in blocks (a Zarr store with a checksum on each block, which

@@ -18,7 +18,7 @@ from numpyro.contrib.control_flow import scan
 
 import sojourn as sj
 from sojourn.diagnostics import _arviz
-from sojourn.inference import _chains
+from sojourn.inference import _chains, _variational
 from sojourn.inference._checkpoint import Damaged, Store, differences, refilled, strong
 
 Y = np.random.default_rng(0).normal(1.0, 2.0, 30)
@@ -201,6 +201,13 @@ def test_searches_go_on(tmp_path, monkeypatch, engine):
     same(whole, again)
     if isinstance(engine, sj.Variational):
         np.testing.assert_array_equal(whole.sample_stats["elbo"], again.sample_stats["elbo"])
+        monkeypatch.setattr(
+            _variational._Search, "take", None
+        )  # the search is over: more draws need no more of it
+        more = {**settings, "num_samples": 30}
+        restored = sj.fit(gaussian, Y, checkpoint=run, **more)
+        monkeypatch.undo()
+        same(sj.fit(gaussian, Y, **more), restored)
 
 
 @pytest.mark.slow
