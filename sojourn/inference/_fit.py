@@ -245,6 +245,9 @@ def fit(
     run |= {"keep": repr(kept), **_settings(engine_of if runs_itself else kernel)}
     if getattr(kernel, "measures_bias", False):  # by a second run as long as the first
         run["num_samples"] = num_samples
+    places = None if kernel is None else choose_places(kernel, num_chains, chain_method, shard, trace)
+    if places is not None:
+        run["chain_method"] = "a chain at a time" if places.in_turn else "all chains at once"
     run |= {"shard": shard, "warm_start": None if warm is None else [warm.mean, warm.sd]}
     store = None
     if checkpoint is not None:
@@ -252,7 +255,7 @@ def fit(
         store = Store(checkpoint, fingerprint(*whole_call, trace, run), part)
     params: dict[str, Any] = {}
     with closing(store) if store is not None else nullcontext():
-        if kernel is None:
+        if kernel is None or places is None:
             if keep is not None:
                 raise ValueError(
                     f"`keep` is for samplers that run chains, and {engine_name} draws at its end."
@@ -272,7 +275,6 @@ def fit(
             params = getattr(found, "params", {})
             sampled = _Sampled(found.draws, found.stats, found.attrs)
         else:
-            places = choose_places(kernel, num_chains, chain_method, shard, trace)
             if places.together is not None and shard != "particles":
                 model = spread_plate(model)
                 kernel = _kernel(ENGINES[engine_name] if chooses else engine_of, model)

@@ -277,6 +277,12 @@ def wider(y):
         (
             gaussian,
             Y,
+            {"chain_method": "sequential"},
+            r"`chain_method` was 'all chains at once' and is 'a chain at a time'\.",
+        ),
+        (
+            gaussian,
+            Y,
             {"engine": functools.partial(numpyro.infer.NUTS, target_accept_prob=0.9)},
             r"is of another run: `engine's target_accept_prob` was 0\.8 and is 0\.9\.",
         ),
