@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +18,39 @@ __all__ = [
     "check_data",
     "check_gradient_engine",
     "check_latents",
+    "check_names",
     "check_takes_all",
     "subsampled",
     "warn_of_params",
 ]
+
+
+def check_names(model: Callable[..., Any], kwargs: Mapping[str, Any], caller: Callable[..., Any]) -> None:
+    """Refuse an argument that the model does not have: one of ``caller``, most likely, with its name misspelt.
+
+    Args:
+        model: the model.
+        kwargs: what it is about to be given.
+        caller: a function with options of its own that passes on what it does not know.
+
+    Raises:
+        TypeError: a name that neither knows.
+    """
+    try:
+        known = inspect.signature(model).parameters
+    except (TypeError, ValueError):  # built-in, or no function; others say so
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    options = [n for n, p in inspect.signature(caller).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*options, *known], 1)
+            meant = f"did you mean `{near[0]}`?" if near else f"the options are {', '.join(options)}."
+            called = getattr(model, "__name__", "the model")
+            raise TypeError(
+                f"Neither {called}() nor sj.{caller.__name__}() has an argument `{name}`: {meant}"
+            )
 
 
 def check_latents(trace: Mapping[str, Site]) -> None:

@@ -28,6 +28,7 @@ from sojourn.inference._check_model import (
     check_data,
     check_gradient_engine,
     check_latents,
+    check_names,
     check_takes_all,
     latent_sites,
     subsampled,
@@ -205,6 +206,7 @@ def fit(
     bare_args = tuple(labels.bare(a) for a in args)
     bare_kwargs = {name: labels.bare(value) for name, value in kwargs.items()}
     key_check, key_run, key_predict = jax.random.split(jax.random.key(seed), 3)
+    check_names(model, kwargs, fit)
     model = prepared(model)
     check_scans(model, bare_args, bare_kwargs)
     chooses = engine_of == "auto"

@@ -167,6 +167,22 @@ def test_a_model_is_a_function(engine):
         sj.fit(3, np.ones(3), engine=engine)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"progress": False},
+            r"Neither coin_of_two\(\) nor sj\.fit\(\) has an argument `progress`: did you mean `progress_bar`",
+        ),
+        ({"toses": 3}, r"did you mean `tosses`\?"),
+        ({"draws": 100}, r"`draws`: the options are engine, num_samples, num_warmup, num_chains, seed"),
+    ],
+)
+def test_names_that_nobody_knows(given, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        sj.fit(coin_of_two, np.ones(3), **given)
+
+
 def coin_of_two(tosses):
     which = numpyro.sample("which", dist.Bernoulli(0.5))
     numpyro.sample("tosses", dist.Bernoulli(0.3 + 0.4 * which), obs=tosses)
