@@ -4,8 +4,8 @@
     python benchmarks/kill_and_resume.py --kills 12 --damages 0 --only nuts --in-a-row 4
 
 Every run is a process of its own, ended with SIGKILL at a moment drawn uniformly over its life (imports and compiling
-included), and started again with the same command until it ends (or is killed again: ``--in-a-row``). Its result is compared, every number of every group,
-with that of a process that was left alone and wrote no checkpoint.
+included), and started again with the same command until it ends (or is killed again: ``--in-a-row``). Its result is
+compared, every number of every group, with that of a process that was left alone and wrote no checkpoint.
 """
 
 from __future__ import annotations

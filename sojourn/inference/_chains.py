@@ -264,10 +264,16 @@ class Chains:
 
         Raises:
             KeyboardInterrupt: interrupted before the first draw.
+            ValueError: running summaries on disk of more draws than are wanted.
             SystemExit: the system asked the process to end; all there is has been written down.
         """
+        over = None if stage is None else stage.newest()
+        if over is not None and self.keep.summarise and over["draws"] > num_samples:
+            raise ValueError(
+                f"The checkpoint holds running summaries of {over['draws']} draws, which cannot be taken back to "
+                f"{num_samples}: ask for {over['draws']} or more, or give another folder."
+            )
         if stage is not None and not states_wanted and not self.keep.summarise:
-            over = stage.newest()
             ready = over is not None and over["on_disk"] >= num_samples and stage.whole(over)
             if not self.places.agree(go_on=float(not ready))["go_on"]:
                 assert over is not None
@@ -350,11 +356,6 @@ class _Run:
                 meta, carries = found
                 self.carries = carries
                 self.count, self.blocks, self.before = meta["count"], meta["full_blocks"], meta["seconds"]
-                if chains.keep.summarise and self.drawn > self.num_samples:
-                    raise ValueError(
-                        f"The checkpoint holds running summaries of {self.drawn} draws, which cannot be taken back to "
-                        f"{self.num_samples}: ask for {self.drawn} or more, or give another folder."
-                    )
             room = max(self.num_samples, self.drawn)
             stage.prepare(forms, self.places.num_own, room, chains.block)
         else:

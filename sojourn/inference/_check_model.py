@@ -37,7 +37,8 @@ def check_names(model: Callable[..., Any], kwargs: Mapping[str, Any], caller: Ca
         TypeError: a name that neither knows.
     """
     try:
-        known = inspect.signature(model).parameters
+        # Of the function itself: what wraps another may take more than that one.
+        known = inspect.signature(model, follow_wrapped=False).parameters
     except (TypeError, ValueError):  # built-in, or no function; others say so
         return
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):

@@ -368,7 +368,7 @@ class _Sampled(NamedTuple):
 
 def _settings(engine: Any) -> dict[str, Any]:
     """What an engine was told, before it has seen the model."""
-    told = {"kind": type(engine).__name__, **vars(engine)}
+    told = {"class": type(engine).__name__, **vars(engine)}
     return {f"engine's {name.lstrip('_')}": value for name, value in told.items() if name != "_model"}
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sojourn._arguments import whole_number
-from sojourn.inference._labels import bare
 from sojourn.inference._particle_filter import check_parameters, parameter_shapes
 from sojourn.inference._read import read_scan
 from sojourn.inference._score import read_parametric, require_memory_one
@@ -228,8 +227,6 @@ class _Target(NamedTuple):
 
 
 def _target(model, args, kwargs, functional, parameters) -> _Target:
-    args = tuple(bare(a) for a in args)
-    kwargs = {name: bare(value) for name, value in kwargs.items()}
     if functional == "score":
         parametric = read_parametric(model, args, kwargs)
         vector = parametric.flat(parameters or {})

@@ -201,9 +201,8 @@ def test_searches_go_on(tmp_path, monkeypatch, engine):
     same(whole, again)
     if isinstance(engine, sj.Variational):
         np.testing.assert_array_equal(whole.sample_stats["elbo"], again.sample_stats["elbo"])
-        monkeypatch.setattr(
-            _variational._Search, "take", None
-        )  # the search is over: more draws need no more of it
+        # The search is over: more draws need no more of it.
+        monkeypatch.setattr(_variational._Search, "take", None)
         more = {**settings, "num_samples": 30}
         restored = sj.fit(gaussian, Y, checkpoint=run, **more)
         monkeypatch.undo()

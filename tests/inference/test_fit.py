@@ -1,5 +1,5 @@
 import warnings
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from scipy import stats
 
 import sojourn as sj
 from sojourn.diagnostics import _arviz
+from sojourn.inference._check_model import check_names
 from sojourn.models import hidden_markov
 
 SHORT = {"num_warmup": 100, "num_samples": 50, "num_chains": 1, "progress_bar": False}
@@ -181,6 +182,16 @@ def test_a_model_is_a_function(engine):
 def test_names_that_nobody_knows(given, sentence):
     with pytest.raises(TypeError, match=sentence):
         sj.fit(coin_of_two, np.ones(3), **given)
+
+
+def test_what_wraps_a_model_may_take_more():
+    @wraps(coin_of_two)
+    def turned(tosses, *, heads):
+        coin_of_two(tosses == heads)
+
+    check_names(turned, {"heads": 1}, sj.fit)
+    with pytest.raises(TypeError, match=r"has an argument `head`: did you mean `heads`\?"):
+        check_names(turned, {"head": 1}, sj.fit)
 
 
 def coin_of_two(tosses):
